@@ -1,0 +1,120 @@
+"""Text to image: pixels or latents, a diffusers transformer or U-Net, MiniLM conditioning."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from PIL import Image as Pictures
+from PIL import UnidentifiedImageError
+from PIL.PngImagePlugin import PngImageFile, PngInfo
+from torch import Tensor, nn
+
+from suite import noise
+from suite.denoiser import Cond
+from suite.errors import ConfigError
+from suite.modalities.shared import text_encoder
+from suite.modality import Modality
+from suite.models import ModelFolder
+from suite.network import Layout, Network
+from suite.prediction import Prediction
+from suite.rng import SampleRng
+from suite.weights import load_network
+
+KEY = "suite"
+PATCHED = "transformer"
+
+
+class Image(Modality):
+    """One opened image model. x is [B, 3, H, W] in [-1, 1]; artifacts are RGB pictures."""
+
+    name: ClassVar[str] = "image"
+    suffixes: ClassVar[tuple[str, ...]] = (".png",)
+
+    def __init__(self, folder: ModelFolder, device: str, dtype: torch.dtype) -> None:
+        self.folder = folder
+        self.device = device
+        kind = str(folder.fact("network"))
+        shape = folder.fact("shape")
+        if not (isinstance(shape, list) and len(shape) == 3 and all(isinstance(n, int) and n > 0 for n in shape)):
+            raise ConfigError(f"model {folder.name}: shape {shape!r} in suite.json; expected [channels, height, width]")
+        self.shape: tuple[int, ...] = tuple(shape)
+        self.noise = noise.from_config(folder.fact("noise"))
+        self.prediction = Prediction.named(folder.fact("prediction"))
+        module = load_network(folder.path / kind, device, dtype)
+        patch = int(getattr(module.config, "patch_size", 1) or 1) if kind == PATCHED else 1
+        layout = Layout(self.shape, tokens=(self.shape[1] // patch) * (self.shape[2] // patch))
+        self.network = Network(module, layout, bool(folder.facts.get("guidance_distilled")))
+        self._length = int(folder.facts.get("text", {}).get("length", 24))
+
+    def prior(self, rng: SampleRng) -> Tensor:
+        """Standard normal times sigma(1), [B, 3, H, W]."""
+        return rng.normal(self.shape) * float(self.noise.sigma(1.0))
+
+    def encode(self, prompts: Sequence[str], negative: str = "") -> Mapping[str, Cond]:
+        """Token states [B, L, 384] and their mask [B, L]; the unconditional branch is the negative prompt's."""
+        unique = list(dict.fromkeys([*prompts, negative]))
+        encoded = text_encoder.encode(unique, self._length).to(self.device)
+        row = {prompt: i for i, prompt in enumerate(unique)}
+
+        def pick(wanted: Sequence[str]) -> Cond:
+            index = torch.tensor([row[p] for p in wanted], device=self.device)
+            return {"states": encoded.states[index], "mask": encoded.mask[index]}
+
+        return {"cond": pick(prompts), "uncond": pick([negative] * len(prompts))}
+
+    def forward(self, module: nn.Module, x: Tensor, time: Tensor, cond: Cond) -> Tensor:
+        """Call a PixArt transformer or a conditional U-Net; both take token states and a mask."""
+        states = cond["states"].to(x.dtype)
+        if self.folder.fact("network") == PATCHED:
+            no_size = {"resolution": None, "aspect_ratio": None}
+            return module(
+                x,
+                encoder_hidden_states=states,
+                encoder_attention_mask=cond["mask"],
+                timestep=time,
+                added_cond_kwargs=no_size,
+                return_dict=False,
+            )[0]
+        return module(x, time, states, encoder_attention_mask=cond["mask"], return_dict=False)[0]
+
+    def decode(self, x0: Tensor) -> list[Pictures.Image]:
+        """RGB pictures, one a row."""
+        levels = ((x0.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
+        return [Pictures.fromarray(row.numpy()) for row in levels.cpu()]
+
+    def save(self, artifact: Pictures.Image, path: Path, metadata: Mapping[str, Any]) -> None:
+        """A PNG whose text chunk `suite` holds the metadata as JSON."""
+        info = PngInfo()
+        info.add_itxt(KEY, json.dumps(metadata))
+        artifact.save(path, format="PNG", pnginfo=info)
+
+    @classmethod
+    def read_metadata(cls, path: Path) -> Mapping[str, Any]:
+        """The metadata of a PNG that `save` wrote."""
+        try:
+            with Pictures.open(path) as picture:
+                picture.load()
+                text = picture.text.get(KEY) if isinstance(picture, PngImageFile) else None
+        except (UnidentifiedImageError, OSError, SyntaxError) as error:
+            raise ConfigError(f"{path} is not a readable picture: {error}") from error
+        if text is None:
+            raise ConfigError(f"{path} was not made by this suite: it has no PNG text chunk {KEY!r}")
+        return json.loads(text)
+
+    def metrics(self, artifacts: Sequence[Pictures.Image], prompts: Sequence[str]) -> dict[str, float]:
+        """Frechet and kernel distance to the Fluent pictures, and alignment with the prompts."""
+        from suite.modalities.image.metrics import evaluate
+
+        return evaluate(as_tensor(artifacts), prompts)
+
+
+def as_tensor(pictures: Sequence[Pictures.Image]) -> Tensor:
+    """uint8 [N, 3, H, W] of equally large pictures."""
+    rows = [torch.frombuffer(bytearray(p.convert("RGB").tobytes()), dtype=torch.uint8) for p in pictures]
+    return torch.stack([r.reshape(p.height, p.width, 3) for r, p in zip(rows, pictures, strict=True)]).permute(
+        0, 3, 1, 2
+    )

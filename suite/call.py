@@ -1,0 +1,71 @@
+"""`Call`: what the engine tells everyone about one evaluation of the denoiser."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+
+JOIN = "+"
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One evaluation of the denoiser, as the engine sees it.
+
+    Attributes:
+        step: index of the solver step, 0 .. steps-1.
+        steps: number of solver steps of the run.
+        t: time of this evaluation (a float; per-frame times give their maximum).
+        next_t: time at which the step ends.
+        evaluation: index of the evaluation inside the step (0 for the first).
+        branch: guidance branch, `cond`, `uncond` or `ref`; several that travel as one batch are joined
+            by `+` and lie one after the other along the batch axis.
+        run_id: identifies the run; a new run has a new id.
+    """
+
+    step: int
+    steps: int
+    t: float
+    next_t: float
+    evaluation: int = 0
+    branch: str = "cond"
+    run_id: str = ""
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """The branches of this call in batch order."""
+        return tuple(self.branch.split(JOIN))
+
+    def on(self, *branches: str) -> Call:
+        """The same evaluation for other branches."""
+        return replace(self, branch=JOIN.join(branches))
+
+
+_active: ContextVar[Call] = ContextVar("suite_active_call")
+
+
+@contextmanager
+def activate(call: Call) -> Iterator[None]:
+    """Make `call` the active one while the network runs, so that wraps of its blocks can ask for it."""
+    token = _active.set(call)
+    try:
+        yield
+    finally:
+        _active.reset(token)
+
+
+def active_call() -> Call:
+    """The call in which the network is running now.
+
+    Raises:
+        LookupError: outside of an evaluation by the engine.
+    """
+    call = _active.get(None)
+    if call is None:
+        raise LookupError(
+            "no evaluation is running: a block wrap was called outside of the engine; "
+            "call the network through the engine's denoiser, or use `suite.call.activate(call)`"
+        )
+    return call

@@ -1,0 +1,84 @@
+"""`Denoiser`: the one interface between what predicts and what steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from suite.call import Call, activate
+from suite.noise import NoiseSchedule
+from suite.prediction import Prediction, to_x0, tokens_to_x0
+from suite.solver import expand
+
+#: Conditioning of one branch: named tensors whose first axis is the batch (or None).
+Cond = Mapping[str, Any]
+
+
+class Denoiser(Protocol):
+    """x0 = E[x0 given x_t], or p(x0 given x_t) for tokens."""
+
+    def denoise(self, x: Tensor, t: Tensor, cond: Cond, call: Call) -> Tensor:
+        """Args: x [B, ...]; t float64 scalar, [B] or [B, groups]; cond of the branches in `call`, B rows."""
+        ...
+
+
+#: How a modality calls its network: (module, x, time input [B], cond) -> output.
+Forward = Callable[[nn.Module, Tensor, Tensor, Cond], Tensor]
+
+
+@dataclass
+class Counter:
+    """Evaluations counted by the engine: `nfe` in rows-per-sample (a batched CFG pair is 2), `depth` in calls."""
+
+    nfe: float = 0
+    depth: int = 0
+
+    def add(self, branches: int, calls: int = 1) -> None:
+        """Record `calls` sequential evaluations of `branches` branches each."""
+        self.nfe += branches * calls
+        self.depth += calls
+
+
+@dataclass(frozen=True)
+class NetworkDenoiser:
+    """A network with its prediction kind, as a Denoiser; every evaluation is counted here and nowhere else."""
+
+    module: nn.Module
+    forward: Forward
+    noise: NoiseSchedule
+    prediction: Prediction
+    dtype: torch.dtype
+    counter: Counter
+    mask_token: int | None = None
+
+    def denoise(self, x: Tensor, t: Tensor, cond: Cond, call: Call) -> Tensor:
+        self.counter.add(len(call.branches))
+        time = self.noise.time_input(t).to(device=x.device, dtype=torch.float32)
+        time = time.expand(x.shape[0]) if time.ndim == 0 else time
+        with activate(call):
+            state = x if self.noise.discrete else x.to(self.dtype)
+            output = self.forward(self.module, state, time, cond)
+        if self.prediction is Prediction.LOGITS:
+            if self.mask_token is None:
+                raise ValueError("a network that predicts logits needs a mask token")
+            return tokens_to_x0(output.float(), x, self.mask_token)
+        alpha, sigma = expand(self.noise.alpha(t), x), expand(self.noise.sigma(t), x)
+        return to_x0(self.prediction, output, x, alpha, sigma)
+
+
+def concatenate(conds: list[Cond]) -> Cond:
+    """Rows of several conditionings one after the other; all must have the same names and shapes."""
+    first = conds[0]
+    return {
+        name: torch.cat([c[name] for c in conds]) if isinstance(value, Tensor) else value
+        for name, value in first.items()
+    }
+
+
+def rows(cond: Cond, start: int, stop: int) -> Cond:
+    """Rows start:stop of every tensor of a conditioning."""
+    return {n: v[start:stop] if isinstance(v, Tensor) else v for n, v in cond.items()}

@@ -1,0 +1,430 @@
+"""`Engine`: the `sample` driver. Loads a model once, folds the wraps, generates, reports."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from suite.calibration import Calibration, Record
+from suite.call import Call
+from suite.denoiser import Cond, Counter, Denoiser, NetworkDenoiser
+from suite.errors import ConfigError, NoOpError, PluginError, SuiteError
+from suite.guidance import Guidance
+from suite.manager import Active, blame
+from suite.mesh import Mesh
+from suite.modality import Modality
+from suite.network import Network
+from suite.noise import NoiseSchedule
+from suite.output import targets, write
+from suite.plan import Plan, make_plan
+from suite.recipe import Recipe
+from suite.report import PluginReport, RunReport, peak_memory, versions
+from suite.rng import SampleRng
+from suite.run import Run
+from suite.sampler import Problem, Sampler, march
+from suite.schedule import Schedule, check_timesteps
+from suite.solver import Solver
+from suite.wrap import Wrap
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+CALIBRATION_PROMPTS = ("a red apple", "a smiling cat", "a blue car", "a house with a garden")
+
+
+@dataclass(frozen=True)
+class Result:
+    """Artifacts of one batch and what happened."""
+
+    artifacts: list[Any]
+    report: RunReport
+    modality: Modality
+
+    def metadata(self, index: int) -> dict[str, Any]:
+        """What is written into artifact `index`: enough to make it again."""
+        return {"suite": self.report.to_dict(), "index": index}
+
+    def save(self, output: str | Path) -> list[Path]:
+        """Write all artifacts; see `suite.output.targets` for the names."""
+        files = targets(Path(output), len(self.artifacts), self.modality.suffixes)
+        for index, file in enumerate(files):
+            self.save_one(index, file)
+        return files
+
+    def save_one(self, index: int, file: Path) -> None:
+        """Write artifact `index` to exactly `file`, atomically, with its metadata."""
+        artifact, metadata = self.artifacts[index], self.metadata(index)
+        write(file, lambda temporary: self.modality.save(artifact, temporary, metadata))
+
+
+class Engine:
+    """One loaded model with its plugins.
+
+    Use `Engine.from_recipe(...)`; `close()` (or a `with` block) undoes every wrap.
+    """
+
+    def __init__(self, plan: Plan, device: str | None = None) -> None:
+        started = time.perf_counter()
+        self.plan = plan
+        self.mesh = Mesh.current()
+        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.dtype = resolve_dtype(plan.recipe.dtype or "auto", self.device)
+        cls: type[Modality] = plan.modality.load()
+        self.modality = cls(plan.folder, self.device, DTYPES[self.dtype])
+        self._loaded: list[tuple[Active, Wrap | None]] = []
+        self.network: Network = self.modality.network
+        self._open(self._run(("",), (0,)))
+        self._load_seconds = time.perf_counter() - started
+
+    @classmethod
+    def from_recipe(
+        cls,
+        recipe: Recipe | str | Path | Mapping[str, Any] | None = None,
+        *,
+        modality: str = "image",
+        model: str | None = None,
+        device: str | None = None,
+        exact: bool = False,
+        allow_noop: bool = False,
+    ) -> Engine:
+        """Check the request (see `suite.plan.make_plan`), load the model, apply compress and parallelize.
+
+        Raises:
+            ConfigError, PluginError: see `make_plan`; also a model whose files do not fit.
+        """
+        return cls(make_plan(modality, recipe, model=model, exact=exact, allow_noop=allow_noop), device)
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Undo parallelize and compress, newest first. The engine cannot be used afterwards."""
+        while self._loaded:
+            _, wrap = self._loaded.pop()
+            if wrap and wrap.undo:
+                wrap.undo()
+        self.network = self.modality.network
+
+    def _run(self, prompts: Sequence[str], seeds: Sequence[int]) -> Run:
+        recipe = self.plan.recipe
+        assert recipe.steps is not None and recipe.guidance is not None and recipe.guidance_interval is not None
+        return Run(
+            modality=self.plan.modality.name,
+            model=self.plan.folder.name,
+            device=self.device,
+            dtype=self.dtype,
+            steps=recipe.steps,
+            batch=len(prompts),
+            seeds=tuple(seeds),
+            guidance=recipe.guidance,
+            guidance_interval=recipe.guidance_interval,
+            world=self.mesh.size,
+            run_id=uuid.uuid4().hex,
+        )
+
+    def _open(self, run: Run) -> None:
+        """Compress, then parallelize: once a load, in the order of the recipe."""
+        manager = self.plan.manager
+        calibration = Calibration(CALIBRATION_PROMPTS, self._record)
+        for hook in ("compress", "parallelize"):
+            for active in manager.of(hook):
+                with attributed(active, hook, manager.active):
+                    if hook == "compress":
+                        wrap = manager.compress(self.network, calibration, run, active)
+                    else:
+                        wrap = manager.parallelize(self.network, self.mesh, run, active)
+                    self._loaded.append((active, wrap))
+                    if wrap and wrap.network:
+                        self.network = _apply(active, wrap, self.network)
+
+    def _record(self, prompts: Sequence[str]) -> list[Record]:
+        """Inputs of the network over one run with the wraps that are in force now."""
+        records: list[Record] = []
+
+        class Recorder:
+            def __init__(self, inner: Denoiser) -> None:
+                self.inner = inner
+
+            def denoise(self, x: Tensor, t: Tensor, cond: Cond, call: Call) -> Tensor:
+                records.append(Record(x.clone(), t.clone(), cond, call))
+                return self.inner.denoise(x, t, cond, call)
+
+        seeds = tuple(range(len(prompts)))
+        run = self._run(prompts, seeds)
+        recorder = Wrap(report=lambda: _unused(), denoiser=Recorder)
+        self._sample(run, self.modality.encode(prompts), [recorder], Counter(), lambda step: None)
+        return records
+
+    def schedule_and_solver(self, run: Run) -> tuple[Schedule, NoiseSchedule, Solver]:
+        """What the two single hooks answer for this run, checked against the model.
+
+        Raises:
+            ConfigError: the solver does not fit the model or the number of steps.
+        """
+        schedule = self.plan.manager.schedule(self.modality.noise, run)
+        noise = schedule.noise or self.modality.noise
+        solver = self.plan.manager.solver(noise, run)
+        name = str(self.plan.recipe.solver)
+        active = self.plan.manager.of("solver")[0]
+        if undeclared := solver.facts.words - set(active.plugin.effects):
+            raise PluginError(
+                f"plugin {active.entry.origin}: its solver is {', '.join(sorted(undeclared))}, but its effects do not "
+                "say so, and rules would miss it; add the words to `effects`"
+            )
+        if solver.facts.discrete != noise.discrete:
+            kind, other = ("tokens", "real vectors") if solver.facts.discrete else ("real vectors", "tokens")
+            raise ConfigError(f"solver {name} steps {kind}, but the model {run.model} is over {other}")
+        if run.steps < solver.facts.min_steps:
+            raise ConfigError(f"solver {name} needs at least {solver.facts.min_steps} steps; got {run.steps}")
+        return schedule, noise, solver
+
+    @torch.inference_mode()
+    def _sample(
+        self,
+        run: Run,
+        cond: Mapping[str, Cond],
+        wraps: Sequence[Wrap],
+        counter: Counter,
+        on_step: Callable[[int], None],
+        network: Network | None = None,
+    ) -> Tensor:
+        """From the prior to x0 with the given wraps, first innermost."""
+        schedule, noise, solver = self.schedule_and_solver(run)
+        times = schedule.timesteps(noise, run.steps)
+        check_timesteps(times, run.steps)
+        rng = SampleRng(run.seeds)
+        x = self.modality.prior(rng).to(self.device)
+        denoiser: Denoiser = NetworkDenoiser(
+            (network or self.network).module,
+            self.modality.forward,
+            noise,
+            self.modality.prediction,
+            DTYPES[self.dtype],
+            counter,
+            self.modality.mask_token,
+        )
+        for wrap in wraps:
+            denoiser = wrap.denoiser(denoiser) if wrap.denoiser else denoiser
+        guided = Guidance(run.guidance, run.guidance_interval).wrap(denoiser)
+        sampler: Sampler = march
+        for wrap in wraps:
+            sampler = wrap.sampler(sampler) if wrap.sampler else sampler
+        return sampler(Problem(x, times, guided, cond, solver, noise, rng, run, on_step))
+
+    def generate(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        num: int = 1,
+        seed: int = 0,
+        negative: str = "",
+        on_step: Callable[[int], None] | None = None,
+    ) -> Result:
+        """Generate one batch: `num` samples of each prompt, with seeds seed .. seed + num - 1.
+
+        A sample depends on its prompt and seed only. `on_step` is called after each solver step.
+
+        Raises:
+            ConfigError: empty prompt.
+            NoOpError: a named plugin did nothing.
+            PluginError: a plugin failed.
+        """
+        items = [prompt] if isinstance(prompt, str) else list(prompt)
+        prompts, seeds = expand(items, num, seed)
+        return self.generate_batch(prompts, seeds, negative=negative, on_step=on_step)
+
+    def generate_batch(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        *,
+        negative: str = "",
+        on_step: Callable[[int], None] | None = None,
+    ) -> Result:
+        """Generate sample i from prompts[i] and seeds[i], all in one batch."""
+        run = self._run(prompts, seeds)
+        clock = _Clock()
+        cond = self.modality.encode(prompts, negative)
+        clock.lap("encode")
+        counter = Counter()
+        before = _forwards(self.network.module)
+        chain = list(self._loaded)
+        network = self.network
+        try:
+            for active in self.plan.manager.of("cache"):
+                with attributed(active, "cache", self.plan.manager.active):
+                    wrap = self.plan.manager.cache(network, run, active)
+                    chain.append((active, wrap))
+                    if wrap and wrap.network:
+                        network = _apply(active, wrap, network)
+            with attributed(None, "", self.plan.manager.active):
+                x0 = self._sample(
+                    run, cond, [w for _, w in chain if w], counter, on_step or (lambda step: None), network
+                )
+            clock.lap("sample")
+        finally:
+            for _, wrap in reversed(chain[len(self._loaded) :]):
+                if wrap and wrap.undo:
+                    wrap.undo()
+        self._check_restored(before)
+        artifacts = self.modality.decode(x0)
+        clock.lap("decode")
+        plugins = self._plugin_reports(chain)
+        return Result(artifacts, self._report(run, prompts, counter, clock.laps, plugins), self.modality)
+
+    def stream(
+        self, prompts: Sequence[str], seeds: Sequence[int], *, batch: int = 8, **options: Any
+    ) -> Iterator[Result]:
+        """`generate_batch` over chunks, so that finished samples are safe before the next chunk starts."""
+        for start in range(0, len(prompts), batch):
+            stop = start + batch
+            yield self.generate_batch(prompts[start:stop], seeds[start:stop], **options)
+
+    def _check_restored(self, before: Mapping[str, Any]) -> None:
+        after = _forwards(self.network.module)
+        if before != after:
+            changed = sorted(set(before.items()) ^ set(after.items()))[0][0]
+            names = ", ".join(a.entry.origin for a in self.plan.manager.of("cache"))
+            raise PluginError(f"after the run {changed or 'the network'} was not put back; active caches: {names}")
+
+    def _plugin_reports(self, chain: Sequence[tuple[Active, Wrap | None]]) -> list[PluginReport]:
+        wraps = {id(a): w for a, w in chain}
+        out = []
+        for a in self.plan.manager.active:
+            report = w.report() if (w := wraps.get(id(a))) else None
+            acts = a.hook not in ("schedule", "solver")
+            if acts and (report is None or report.did == 0) and not self.plan.allow_noop:
+                reason = report.reason if report and report.reason else "it found nothing to do"
+                raise NoOpError(f"plugin {a.text} did nothing: {reason}; drop it, or pass --allow-noop")
+            out.append(
+                PluginReport(
+                    a.text,
+                    a.hook,
+                    a.entry.distribution,
+                    a.entry.version,
+                    bool(a.plugin.lossless),
+                    report.did if report else None,
+                    report.what if report else "",
+                    dict(report.facts) if report else {},
+                )
+            )
+        return out
+
+    def _report(
+        self,
+        run: Run,
+        prompts: Sequence[str],
+        counter: Counter,
+        laps: Mapping[str, float],
+        plugins: Sequence[PluginReport],
+    ) -> RunReport:
+        return RunReport(
+            modality=run.modality,
+            model=run.model,
+            model_hash=self.plan.folder.hash,
+            prompts=list(prompts),
+            seeds=list(run.seeds),
+            recipe=self.plan.recipe.to_dict(),
+            device=self.device,
+            dtype=self.dtype,
+            threads=torch.get_num_threads(),
+            world=run.world,
+            steps=run.steps,
+            nfe=counter.nfe,
+            depth=counter.depth,
+            seconds={"load": round(self._load_seconds, 4), **{k: round(v, 4) for k, v in laps.items()}},
+            network_bytes=self.network.bytes(),
+            peak_memory_bytes=peak_memory(self.device),
+            plugins=plugins,
+            warnings=list(self.plan.warnings),
+            versions=versions("efficient-diffusion-suite", "torch", "diffusers", "transformers"),
+        )
+
+
+def expand(prompts: Sequence[str], num: int, seed: int) -> tuple[list[str], list[int]]:
+    """(prompt, seed) of every sample: each prompt `num` times, seeds seed .. seed + num - 1.
+
+    Raises:
+        ConfigError: no prompt, an empty one, or num < 1.
+    """
+    if not prompts or any(not p.strip() for p in prompts):
+        raise ConfigError('the prompt is empty; write what you want, e.g. "a red apple"')
+    if num < 1:
+        raise ConfigError(f"num = {num}: expected at least 1")
+    return [p for p in prompts for _ in range(num)], [seed + k for _ in prompts for k in range(num)]
+
+
+def resolve_dtype(dtype: str, device: str) -> str:
+    """`auto` is bf16 where the hardware multiplies it natively, else fp32."""
+    if dtype != "auto":
+        return dtype
+    return "bf16" if native_bf16(device) else "fp32"
+
+
+def native_bf16(device: str) -> bool:
+    """Whether bf16 products are faster than fp32 ones on this device."""
+    if device.startswith("cuda"):
+        return torch.cuda.is_bf16_supported()
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, p, lambda: False)() for p in probes)
+
+
+@contextmanager
+def attributed(active: Active | None, hook: str, chain: Sequence[Active]) -> Iterator[None]:
+    """Turn an error that a plugin caused into a PluginError that names it."""
+    try:
+        yield
+    except SuiteError:
+        raise
+    except Exception as error:
+        culprit = active or blame(error, chain)
+        if culprit is None:
+            raise
+        raise PluginError(
+            f"plugin {culprit.entry.origin} failed in the hook {hook or culprit.hook!r}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def _apply(active: Active, wrap: Wrap, network: Network) -> Network:
+    assert wrap.network is not None
+    module = wrap.network(network.module)
+    if not isinstance(module, nn.Module):
+        raise PluginError(
+            f"plugin {active.entry.origin}: its network wrap returned {type(module).__name__}, expected nn.Module"
+        )
+    return replace(network, module=module)
+
+
+def _forwards(module: nn.Module) -> dict[str, int]:
+    """Which modules have a replaced forward, and by what."""
+    return {n: id(m.__dict__["forward"]) for n, m in module.named_modules() if "forward" in m.__dict__}
+
+
+def _unused() -> Any:
+    raise AssertionError("the recorder's report is never asked for")
+
+
+class _Clock:
+    """Seconds between laps."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name] = now - self._last
+        self._last = now
+
+
+__all__ = ["Engine", "Result", "expand", "native_bf16", "resolve_dtype"]

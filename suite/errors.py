@@ -1,0 +1,37 @@
+"""Errors a person can act on: each has one message; the command line prints it and exits with `exit_code`."""
+
+from __future__ import annotations
+
+
+class SuiteError(Exception):
+    """Base of all errors that the suite raises on purpose."""
+
+    exit_code = 1
+
+
+class ConfigError(SuiteError):
+    """The request cannot work as written: found before any heavy work."""
+
+    exit_code = 2
+
+
+class PluginError(SuiteError):
+    """A plugin broke its contract or raised; the message names plugin, version and hook."""
+
+    exit_code = 2
+
+
+class RuleError(ConfigError):
+    """The active plugins may not be combined; the message gives the rule and its reason."""
+
+
+class NoOpError(SuiteError):
+    """A plugin that was asked for by name did nothing during the run."""
+
+    exit_code = 3
+
+
+class OutputError(SuiteError):
+    """A result could not be written; what was already written stays."""
+
+    exit_code = 2

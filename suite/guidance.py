@@ -1,0 +1,67 @@
+"""Guidance: a Denoiser made of several branches of another one. It acts on x0, which is the same as on epsilon."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from suite.call import Call
+from suite.denoiser import Cond, Denoiser, concatenate
+from suite.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance (Ho & Salimans 2022) in an interval (Kynkaanniemi 2024).
+
+    x0 = x0_uncond + scale (x0_cond - x0_uncond) for interval[0] <= t <= interval[1], else x0_cond.
+    scale = 1 is no guidance, and evaluates the conditional branch alone.
+
+    Attributes:
+        scale: guidance scale.
+        interval: times between which it acts.
+        batched: send both branches as one batch (one call) or as two calls.
+    """
+
+    scale: float = 1.0
+    interval: tuple[float, float] = (0.0, 1.0)
+    batched: bool = True
+
+    def __post_init__(self) -> None:
+        low, high = self.interval
+        if not 0 <= low <= high <= 1:
+            raise ConfigError(f"guidance interval {self.interval}: expected two increasing times in [0, 1]")
+
+    def branches(self, t: float) -> tuple[str, ...]:
+        """The branches that are evaluated at time t."""
+        low, high = self.interval
+        return ("cond", "uncond") if self.scale != 1 and low <= t <= high else ("cond",)
+
+    def wrap(self, inner: Denoiser) -> GuidedDenoiser:
+        """The guided denoiser; its conditioning is a mapping from branch to that branch's conditioning."""
+        return GuidedDenoiser(self, inner)
+
+
+@dataclass(frozen=True)
+class GuidedDenoiser:
+    """A Denoiser whose `cond` maps branch names to conditionings."""
+
+    guidance: Guidance
+    inner: Denoiser
+
+    def denoise(self, x: Tensor, t: Tensor, cond: Mapping[str, Cond], call: Call) -> Tensor:
+        branches = self.guidance.branches(call.t)
+        if len(branches) == 1:
+            return self.inner.denoise(x, t, cond["cond"], call.on("cond"))
+        if self.guidance.batched:
+            both = torch.cat([x] * len(branches))
+            times = t if t.ndim == 0 else torch.cat([t] * len(branches))
+            joined = concatenate([cond[b] for b in branches])
+            out = self.inner.denoise(both, times, joined, call.on(*branches))
+            conditional, unconditional = out.chunk(2)
+        else:
+            conditional, unconditional = (self.inner.denoise(x, t, cond[b], call.on(b)) for b in branches)
+        return unconditional + self.guidance.scale * (conditional - unconditional)

@@ -1,0 +1,90 @@
+"""Model folders: diffusers' layout plus `suite.json`, which says what diffusers has no word for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from suite.errors import ConfigError
+from suite.recipe import CONFIGS
+from suite.suggest import nearest
+
+DESCRIPTION = "suite.json"
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A folder that holds a model.
+
+    Attributes:
+        path: the folder.
+        facts: content of `suite.json`: modality, network (sub-folder), noise, prediction, shape, ...
+    """
+
+    path: Path
+    facts: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Name given in suite.json, or the folder's."""
+        return str(self.facts.get("name", self.path.name))
+
+    @cached_property
+    def hash(self) -> str:
+        """sha256 over the weight files, in the order of their names."""
+        digest = hashlib.sha256()
+        for file in sorted(self.path.rglob("*.safetensors")):
+            digest.update(file.read_bytes())
+        return digest.hexdigest()
+
+    def fact(self, key: str) -> Any:
+        """A required fact; ConfigError names the file when it is missing."""
+        if key not in self.facts:
+            raise ConfigError(f"{self.path / DESCRIPTION} says nothing about {key!r}")
+        return self.facts[key]
+
+
+def shipped(modality: str | None = None) -> dict[str, dict[str, Any]]:
+    """Models that come with the suite: name -> {modality, path, summary}."""
+    out = {}
+    for file in sorted((CONFIGS / "models").glob("*.yaml")):
+        entry = yaml.safe_load(file.read_text())
+        if modality in (None, entry["modality"]):
+            out[file.stem] = entry
+    return out
+
+
+def open_folder(name_or_path: str, modality: str) -> ModelFolder:
+    """A shipped model by name, or a folder.
+
+    Raises:
+        ConfigError: neither exists, the folder is not a model, or it is of another modality.
+    """
+    known = shipped()
+    if name_or_path in known:
+        path = Path(__file__).parent / known[name_or_path]["path"]
+    else:
+        path = Path(name_or_path)
+    if not path.is_dir():
+        hint = nearest(name_or_path, known) or f"; shipped: {', '.join(shipped(modality)) or 'none'}"
+        raise ConfigError(f"no model {name_or_path!r}{hint}; or give a folder")
+    description = path / DESCRIPTION
+    if not description.is_file():
+        raise ConfigError(f"{path} is not a model folder: it has no {DESCRIPTION}")
+    try:
+        facts = json.loads(description.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{description} is not JSON: {error}") from error
+    if not isinstance(facts, dict):
+        raise ConfigError(f"{description}: expected an object, got {type(facts).__name__}")
+    folder = ModelFolder(path, facts)
+    if folder.fact("modality") != modality:
+        raise ConfigError(f"model {name_or_path!r} is of the modality {facts['modality']!r}, not {modality!r}")
+    return folder

@@ -1,0 +1,311 @@
+"""Noise schedules: how much signal and how much noise a checkpoint has at time t in [0, 1], 1 = prior.
+
+`x_t = alpha(t) x0 + sigma(t) eps`. All coefficients are computed in float64. Half log-SNR is
+`lam(t) = log(alpha / sigma)`; `log_snr(t) = 2 lam(t)`. For discrete (masked) data `alpha(t)` is the
+probability that a token is kept, and `sigma(t) = 1 - alpha(t)` that it is not.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from suite.errors import ConfigError
+
+
+def as_time(t: Tensor | float | Sequence[float]) -> Tensor:
+    """Times as float64."""
+    return torch.as_tensor(t, dtype=torch.float64)
+
+
+class NoiseSchedule(ABC):
+    """What the checkpoint was trained with; it knows no number of steps."""
+
+    discrete: ClassVar[bool] = False
+    family: ClassVar[str]
+
+    @abstractmethod
+    def alpha(self, t: Tensor | float) -> Tensor:
+        """Signal coefficient at `t`, float64, same shape as `t`."""
+
+    @abstractmethod
+    def sigma(self, t: Tensor | float) -> Tensor:
+        """Noise coefficient at `t`, float64, same shape as `t`."""
+
+    def log_snr(self, t: Tensor | float) -> Tensor:
+        """log(alpha^2 / sigma^2); +inf where sigma = 0, -inf where alpha = 0."""
+        return 2 * (torch.log(self.alpha(t)) - torch.log(self.sigma(t)))
+
+    def time_at(self, log_snr: Tensor | float) -> Tensor:
+        """Inverse of `log_snr`: the time in [0, 1], float64. Bisection unless a family knows better."""
+        return bisect_time(self.log_snr, as_time(log_snr))
+
+    def time_input(self, t: Tensor) -> Tensor:
+        """What the network wants to be told instead of `t`; 1000 t by default."""
+        return 1000.0 * t
+
+
+def bisect_time(log_snr: Callable[[Tensor], Tensor], target: Tensor, iterations: int = 80) -> Tensor:
+    """Solve log_snr(t) = target for a decreasing log_snr on [0, 1], to 2^-53."""
+    low, high = torch.zeros_like(target), torch.ones_like(target)
+    for _ in range(iterations):
+        middle = (low + high) / 2
+        less_noise_wanted = log_snr(middle) < target
+        high = torch.where(less_noise_wanted, middle, high)
+        low = torch.where(less_noise_wanted, low, middle)
+    return (low + high) / 2
+
+
+class _VariancePreserving(NoiseSchedule):
+    """alpha^2 + sigma^2 = 1, given by log(alpha)."""
+
+    @abstractmethod
+    def log_alpha(self, t: Tensor | float) -> Tensor:
+        """log alpha(t), float64."""
+
+    def alpha(self, t: Tensor | float) -> Tensor:
+        return torch.exp(self.log_alpha(t))
+
+    def sigma(self, t: Tensor | float) -> Tensor:
+        # expm1 keeps the relative accuracy of sigma near t = 0, where 1 - alpha^2 cancels.
+        return torch.sqrt(-torch.expm1(2 * self.log_alpha(t)))
+
+
+@dataclass(frozen=True)
+class VPLinear(_VariancePreserving):
+    """Continuous limit of DDPM's linear beta (Ho 2020; Song 2021, VP-SDE): beta(t) = b0 + t (b1 - b0)."""
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    family: ClassVar[str] = "vp-linear"
+
+    def log_alpha(self, t: Tensor | float) -> Tensor:
+        t = as_time(t)
+        return -(t**2) * (self.beta_max - self.beta_min) / 4 - t * self.beta_min / 2
+
+    def time_at(self, log_snr: Tensor | float) -> Tensor:
+        # log alpha = -softplus(-log_snr) / 2, then the root of a quadratic in its stable form.
+        c = torch.nn.functional.softplus(-as_time(log_snr), threshold=1e9)
+        slope = self.beta_max - self.beta_min
+        return 2 * c / (self.beta_min + torch.sqrt(self.beta_min**2 + 2 * slope * c))
+
+
+@dataclass(frozen=True)
+class Cosine(_VariancePreserving):
+    """IDDPM's cosine schedule (Nichol & Dhariwal 2021), alpha_bar(t) = f(t)/f(0), without the clip."""
+
+    offset: float = 0.008
+    family: ClassVar[str] = "cosine"
+
+    def log_alpha(self, t: Tensor | float) -> Tensor:
+        angle = (as_time(t) + self.offset) / (1 + self.offset) * math.pi / 2
+        first = math.cos(self.offset / (1 + self.offset) * math.pi / 2)
+        return torch.log(torch.cos(angle).clamp(min=0.0) / first)
+
+    def alpha(self, t: Tensor | float) -> Tensor:
+        # cos(pi/2) is 6e-17, not 0: at the prior there is no signal at all.
+        return torch.where(as_time(t) >= 1, 0.0, super().alpha(t))
+
+
+@dataclass(frozen=True)
+class Sqrt(_VariancePreserving):
+    """Diffusion-LM's schedule (Li 2022): alpha_bar(t) = 1 - sqrt(t + s); noise 0.1 already at t = 0."""
+
+    offset: float = 1e-4
+    family: ClassVar[str] = "sqrt"
+
+    def log_alpha(self, t: Tensor | float) -> Tensor:
+        return 0.5 * torch.log((1 - torch.sqrt(as_time(t) + self.offset)).clamp(min=0.0))
+
+
+@dataclass(frozen=True)
+class Sigmoid(_VariancePreserving):
+    """Sigmoid alpha_bar (Jabri 2022): from sigmoid(-start) to sigmoid(-end), rescaled to [0, 1]."""
+
+    start: float = -3.0
+    end: float = 3.0
+    family: ClassVar[str] = "sigmoid"
+
+    def log_alpha(self, t: Tensor | float) -> Tensor:
+        low, high = torch.sigmoid(as_time(-self.end)), torch.sigmoid(as_time(-self.start))
+        here = torch.sigmoid(-(self.start + as_time(t) * (self.end - self.start)))
+        return 0.5 * torch.log(((here - low) / (high - low)).clamp(0.0, 1.0))
+
+
+@dataclass(frozen=True)
+class Laplace(_VariancePreserving):
+    """Laplace schedule (Hang & Gu 2024): log-SNR is Laplace(mu, b) for uniform t; alpha_bar = sigmoid(log-SNR)."""
+
+    mu: float = 0.0
+    b: float = 0.5
+    family: ClassVar[str] = "laplace"
+
+    def log_snr(self, t: Tensor | float) -> Tensor:
+        centred = 0.5 - as_time(t)
+        return self.mu - self.b * torch.sign(centred) * torch.log1p(-2 * centred.abs())
+
+    def log_alpha(self, t: Tensor | float) -> Tensor:
+        return 0.5 * torch.nn.functional.logsigmoid(self.log_snr(t))
+
+    def time_at(self, log_snr: Tensor | float) -> Tensor:
+        y = (as_time(log_snr) - self.mu) / self.b
+        return torch.where(y >= 0, 0.5 * torch.exp(-y.abs()), 1 - 0.5 * torch.exp(-y.abs()))
+
+
+@dataclass(frozen=True)
+class VPTable(_VariancePreserving):
+    """A table of betas, as diffusers checkpoints carry it; log alpha is linear in t between the entries.
+
+    Entry k (0-based) of T lies at t = (k + 1) / T, and t = 0 is clean data; the network is told k.
+    """
+
+    betas: tuple[float, ...] = field(repr=False)
+    family: ClassVar[str] = "vp-table"
+
+    @staticmethod
+    def named(name: str, timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> VPTable:
+        """`linear` (DDPM), `scaled_linear` (linear in sqrt(beta), LDM) or `cosine` (IDDPM with its 0.999 clip)."""
+        if name == "linear":
+            betas = torch.linspace(beta_start, beta_end, timesteps, dtype=torch.float64)
+        elif name == "scaled_linear":
+            betas = torch.linspace(beta_start**0.5, beta_end**0.5, timesteps, dtype=torch.float64) ** 2
+        elif name in ("cosine", "squaredcos_cap_v2"):
+            bar = Cosine().alpha(torch.arange(timesteps + 1, dtype=torch.float64) / timesteps) ** 2
+            betas = (1 - bar[1:] / bar[:-1]).clamp(max=0.999)
+        else:
+            raise ConfigError(f"unknown beta table {name!r}; expected linear, scaled_linear or cosine")
+        return VPTable(tuple(betas.tolist()))
+
+    def log_alpha(self, t: Tensor | float) -> Tensor:
+        t = as_time(t)
+        nodes = torch.cat([torch.zeros(1, dtype=torch.float64), 0.5 * torch.log1p(-as_time(self.betas)).cumsum(0)])
+        position = (t * len(self.betas)).clamp(0, len(self.betas))
+        left = position.floor().long().clamp(max=len(self.betas) - 1)
+        part = position - left
+        return nodes[left] * (1 - part) + nodes[left + 1] * part
+
+    def time_input(self, t: Tensor) -> Tensor:
+        return (t * len(self.betas) - 1).clamp(min=0)
+
+
+@dataclass(frozen=True)
+class VE(NoiseSchedule):
+    """Variance exploding, EDM's coordinates (Karras 2022): alpha = 1, sigma = sigma_max t^power."""
+
+    sigma_max: float = 80.0
+    power: float = 7.0
+    family: ClassVar[str] = "ve"
+
+    def alpha(self, t: Tensor | float) -> Tensor:
+        return torch.ones_like(as_time(t))
+
+    def sigma(self, t: Tensor | float) -> Tensor:
+        return self.sigma_max * as_time(t) ** self.power
+
+    def time_at(self, log_snr: Tensor | float) -> Tensor:
+        return (torch.exp(-as_time(log_snr) / 2) / self.sigma_max) ** (1 / self.power)
+
+    def time_input(self, t: Tensor) -> Tensor:
+        # EDM's c_noise = log(sigma) / 4; the floor keeps t = 0 finite.
+        return (self.sigma(t).clamp(min=1e-10).log() / 4).to(t.dtype)
+
+
+@dataclass(frozen=True)
+class Flow(NoiseSchedule):
+    """Rectified flow (Liu 2022; Lipman 2022): alpha = 1 - t, sigma = t."""
+
+    family: ClassVar[str] = "flow"
+
+    def alpha(self, t: Tensor | float) -> Tensor:
+        return 1 - as_time(t)
+
+    def sigma(self, t: Tensor | float) -> Tensor:
+        return as_time(t).clone()
+
+    def time_at(self, log_snr: Tensor | float) -> Tensor:
+        return torch.sigmoid(-as_time(log_snr) / 2)
+
+
+@dataclass(frozen=True)
+class TrigFlow(NoiseSchedule):
+    """TrigFlow (Lu & Song 2024): alpha = cos(pi t / 2), sigma = sin(pi t / 2); the network is told the angle."""
+
+    family: ClassVar[str] = "trigflow"
+
+    def alpha(self, t: Tensor | float) -> Tensor:
+        # cos(pi/2) is 6e-17 in floating point; at the prior there is no signal.
+        return torch.where(as_time(t) >= 1, 0.0, torch.cos(as_time(t) * math.pi / 2))
+
+    def sigma(self, t: Tensor | float) -> Tensor:
+        return torch.sin(as_time(t) * math.pi / 2)
+
+    def time_at(self, log_snr: Tensor | float) -> Tensor:
+        return torch.atan(torch.exp(-as_time(log_snr) / 2)) * 2 / math.pi
+
+    def time_input(self, t: Tensor) -> Tensor:
+        return t * math.pi / 2
+
+
+class _Discrete(NoiseSchedule):
+    """Tokens: alpha(t) = P(token kept), sigma(t) = P(token not kept)."""
+
+    discrete: ClassVar[bool] = True
+
+    def sigma(self, t: Tensor | float) -> Tensor:
+        return 1 - self.alpha(t)
+
+
+@dataclass(frozen=True)
+class Masked(_Discrete):
+    """Absorbing state (MDLM, LLaDA): linear alpha = 1 - t, or cosine alpha = 1 - cos(pi/2 (1 - t))."""
+
+    shape: str = "linear"
+    family: ClassVar[str] = "masked"
+
+    def __post_init__(self) -> None:
+        if self.shape not in ("linear", "cosine"):
+            raise ConfigError(f"masked noise shape {self.shape!r}: expected linear or cosine")
+
+    def alpha(self, t: Tensor | float) -> Tensor:
+        t = as_time(t)
+        return 1 - t if self.shape == "linear" else 1 - torch.cos(math.pi / 2 * (1 - t))
+
+
+@dataclass(frozen=True)
+class Uniform(_Discrete):
+    """Uniform noise: a token that is not kept is drawn from the whole vocabulary; alpha = 1 - t."""
+
+    family: ClassVar[str] = "uniform"
+
+    def alpha(self, t: Tensor | float) -> Tensor:
+        return 1 - as_time(t)
+
+
+FAMILIES: dict[str, type[NoiseSchedule]] = {
+    c.family: c for c in (VPLinear, Cosine, Sqrt, Sigmoid, Laplace, VPTable, VE, Flow, TrigFlow, Masked, Uniform)
+}
+
+
+def from_config(config: Mapping[str, Any]) -> NoiseSchedule:
+    """A noise schedule from a model folder's description, e.g. {"family": "flow"}.
+
+    Raises:
+        ConfigError: unknown family or option.
+    """
+    options = dict(config)
+    name = options.pop("family", None)
+    if name not in FAMILIES:
+        raise ConfigError(f"unknown noise family {name!r}; expected one of {', '.join(sorted(FAMILIES))}")
+    cls = FAMILIES[name]
+    if cls is VPTable and "table" in options:
+        return VPTable.named(options.pop("table"), **options)
+    known = {f.name for f in fields(cls)}  # pyright: ignore[reportArgumentType]
+    if unknown := sorted(set(options) - known):
+        raise ConfigError(f"noise family {name}: unknown option {unknown[0]!r}; expected {sorted(known)}")
+    return cls(**options)

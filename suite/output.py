@@ -1,0 +1,70 @@
+"""Writing results: checked before any heavy work, written to a temporary name, renamed into place."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from suite.errors import ConfigError, OutputError
+
+
+def targets(output: Path, count: int, suffixes: Sequence[str]) -> list[Path]:
+    """The files that `count` results go to.
+
+    One result goes to `output`; several to `output` with -000, -001, ... before its ending. A folder, or a
+    path without an ending, takes numbered files of the default ending.
+
+    Raises:
+        ConfigError: the folder does not exist or cannot be written, or the ending is not one that can be saved.
+    """
+    if output.is_dir():
+        files = [output / f"{i:03d}{suffixes[0]}" for i in range(count)]
+    else:
+        if output.suffix.lower() not in suffixes:
+            raise ConfigError(
+                f"-o {output}: cannot write {output.suffix or 'a file without ending'}; "
+                f"expected {', '.join(suffixes)}, or an existing folder"
+            )
+        files = (
+            [output]
+            if count == 1
+            else [output.with_name(f"{output.stem}-{i:03d}{output.suffix}") for i in range(count)]
+        )
+    folder = files[0].parent
+    if not folder.is_dir():
+        raise ConfigError(f"-o {output}: the folder {folder} does not exist; make it with `mkdir -p {folder}`")
+    try:  # permission bits say little for root and for network file systems; trying says all
+        descriptor, probe = tempfile.mkstemp(prefix=".suite-", dir=folder)
+        os.close(descriptor)
+        os.unlink(probe)
+    except OSError as error:
+        raise ConfigError(f"-o {output}: cannot write into {folder}: {error.strerror}") from error
+    return files
+
+
+@contextmanager
+def atomically(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`; renamed to it on success, removed on any failure.
+
+    Raises:
+        OutputError: the disk is full or the file cannot be written.
+    """
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OutputError(
+            f"{path} could not be written: {error.strerror or error}; nothing half-written is left"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write(path: Path, save: Callable[[Path], None]) -> None:
+    """Write one file through `save(temporary path)`."""
+    with atomically(path) as temporary:
+        save(temporary)

@@ -1,0 +1,129 @@
+"""`Plan`: a request checked as far as it can be without torch: names, options, conflicts, rules, model folder."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from suite import models, recipe
+from suite.discovery import MODALITIES, Entry, find, installed
+from suite.errors import ConfigError
+from suite.manager import Active, Manager, load
+from suite.models import ModelFolder
+from suite.recipe import Recipe
+
+DEFAULT_RECIPE = "balanced"
+FEW_STEPS = 8
+LOSSY_HOOKS = ("compress", "parallelize", "cache")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will run.
+
+    Attributes:
+        modality: its entry point, not yet imported.
+        folder: the model.
+        recipe: complete: it names a schedule, a solver, steps, guidance and dtype.
+        manager: the plugins, registered for this engine alone.
+        warnings: rules that advise against the chain.
+        allow_noop: a plugin that does nothing is not an error.
+    """
+
+    modality: Entry
+    folder: ModelFolder
+    recipe: Recipe
+    manager: Manager
+    warnings: tuple[str, ...]
+    allow_noop: bool = False
+
+
+def make_plan(
+    modality: str,
+    wanted: Recipe | str | Path | Mapping[str, Any] | None = None,
+    *,
+    overrides: Recipe | None = None,
+    model: str | None = None,
+    exact: bool = False,
+    allow_noop: bool = False,
+) -> Plan:
+    """Check a request.
+
+    Args:
+        modality: entry-point name.
+        wanted: a recipe, its name, its file or its content; `balanced` if None.
+        overrides: laid over it, e.g. the command line's options.
+        model: shipped name or folder; the modality's default if None.
+        exact: refuse lossy plugins.
+        allow_noop: see `Plan`.
+
+    Raises:
+        ConfigError: anything that cannot work as written.
+        PluginError: a named plugin cannot be imported or does not fit.
+    """
+    entry = find(modality, installed(MODALITIES), "modality")
+    folder = models.open_folder(model or _default_model(modality), modality)
+    base = Recipe.from_dict(folder.fact("defaults"))
+    complete = _read(wanted, modality).over(base)
+    complete = overrides.over(complete) if overrides else complete
+    if complete.steps is None or complete.schedule is None or complete.solver is None:
+        raise ConfigError(f"model {folder.name}: its defaults in suite.json must name steps, schedule and solver")
+    complete = replace(
+        complete,
+        guidance=1.0 if complete.guidance is None else complete.guidance,
+        guidance_interval=complete.guidance_interval or (0.0, 1.0),
+        dtype=complete.dtype or "auto",
+    )
+    active = load(complete, installed(), modality)
+    if exact:
+        _refuse_lossy(active)
+    manager = Manager(active)
+    findings = manager.enforce_rules(run_words(complete, folder))
+    return Plan(entry, folder, complete, manager, tuple(f.message for f in findings), allow_noop)
+
+
+def run_words(wanted: Recipe, folder: ModelFolder) -> list[str]:
+    """Words of the run itself, for the rules."""
+    words = ["guided" if wanted.guidance != 1 else "unguided"]
+    if (wanted.steps or 0) < FEW_STEPS or folder.facts.get("few_step"):
+        words.append("few-step")
+    if folder.facts.get("guidance_distilled"):
+        words.append("guidance-distilled")
+    return words
+
+
+def _read(wanted: Recipe | str | Path | Mapping[str, Any] | None, modality: str) -> Recipe:
+    if isinstance(wanted, Recipe):
+        return wanted
+    if isinstance(wanted, Mapping):
+        return Recipe.from_dict(wanted, modality)
+    return recipe.read(str(wanted or DEFAULT_RECIPE), modality)
+
+
+def _default_model(modality: str) -> str:
+    shipped = models.shipped(modality)
+    for name, entry in shipped.items():
+        if entry.get("default"):
+            return name
+    raise ConfigError(f"no model of the modality {modality!r} is shipped; give one with --model FOLDER")
+
+
+def _refuse_lossy(active: list[Active]) -> None:
+    lossy = [a.text for a in active if a.hook in LOSSY_HOOKS and not a.plugin.lossless]
+    if lossy:
+        raise ConfigError(f"--exact refuses lossy plugins: {', '.join(lossy)}; drop --exact or drop them")
+
+
+def broken_plugins() -> dict[str, str]:
+    """Installed plugins that cannot be imported: name -> why. Each is warned about once."""
+    out = {}
+    for name, entry in installed().items():
+        try:
+            entry.load()
+        except Exception as error:
+            out[name] = str(error)
+            warnings.warn(str(error), stacklevel=2)
+    return out

@@ -1,0 +1,92 @@
+"""`RunReport`: what happened in one run, as plain data; the same schema for every modality."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from typing import Any
+
+REPORT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class PluginReport:
+    """One active plugin: what it was asked and what it did."""
+
+    name: str
+    hook: str
+    distribution: str
+    version: str
+    lossless: bool
+    did: int | None = None
+    what: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What happened.
+
+    Attributes:
+        modality, model: what was generated with.
+        model_hash: sha256 of the weight files.
+        prompts, seeds: one an item of the batch.
+        recipe: complete, so that it can be run again.
+        nfe: network evaluations a sample, guidance branches counted apart.
+        depth: sequential network calls.
+        seconds: wall-clock of each stage, of this run; no warm-up is subtracted.
+        network_bytes: parameters and buffers as they lie in memory.
+        peak_memory_bytes: of the process (CPU) or of the device.
+        plugins: the active chain, in the host's order.
+        warnings: rules that advise against the chain.
+        versions: of the packages that decide the numbers.
+    """
+
+    modality: str
+    model: str
+    model_hash: str
+    prompts: Sequence[str]
+    seeds: Sequence[int]
+    recipe: Mapping[str, Any]
+    device: str
+    dtype: str
+    threads: int
+    world: int
+    steps: int
+    nfe: float
+    depth: int
+    seconds: Mapping[str, float]
+    network_bytes: int
+    peak_memory_bytes: int
+    plugins: Sequence[PluginReport]
+    warnings: Sequence[str]
+    versions: Mapping[str, str]
+    report_version: int = REPORT_VERSION
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return asdict(self)
+
+
+def versions(*names: str) -> dict[str, str]:
+    """Installed versions of distributions; absent ones are left out."""
+    out = {}
+    for name in names:
+        try:
+            out[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return out
+
+
+def peak_memory(device: str) -> int:
+    """Peak bytes: of the device's allocator on a GPU, else of the process."""
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,31 @@
+"""One generator a sample: a result depends on its own seed and on nothing else in the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class SampleRng:
+    """Independent streams, one a row of the batch; drawn on the CPU so that every device gets the same numbers."""
+
+    def __init__(self, seeds: Sequence[int]) -> None:
+        self.seeds = tuple(seeds)
+        self._generators = [torch.Generator().manual_seed(s) for s in self.seeds]
+
+    def normal(self, shape: Sequence[int], like: Tensor | None = None) -> Tensor:
+        """Standard normal [len(seeds), *shape], float32, on `like`'s device and in its dtype."""
+        rows = [torch.randn(tuple(shape), generator=g) for g in self._generators]
+        out = torch.stack(rows)
+        return out if like is None else out.to(like)
+
+    def normal_like(self, x: Tensor) -> Tensor:
+        """Standard normal of x's shape, whose first axis is the batch."""
+        return self.normal(x.shape[1:], like=x)
+
+    def uniform(self, shape: Sequence[int], like: Tensor | None = None) -> Tensor:
+        """Uniform on [0, 1), [len(seeds), *shape]."""
+        out = torch.stack([torch.rand(tuple(shape), generator=g) for g in self._generators])
+        return out if like is None else out.to(like)

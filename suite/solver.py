@@ -1,0 +1,113 @@
+"""`Solver`: one step from time t to time s. It owns no grid and keeps no state."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:  # a plugin's module must load without torch, so that listing it is cheap
+    from torch import Tensor
+
+    from suite.noise import NoiseSchedule
+    from suite.rng import SampleRng
+    from suite.run import Run
+
+
+class Denoise(Protocol):
+    """The denoiser as a solver sees it: guidance, conditioning and bookkeeping are the engine's."""
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        """x0 = E[x0 given x_t = x], same shape as x; for tokens p(x0 given x_t), [B, L, V]."""
+        ...
+
+
+@dataclass(frozen=True)
+class SolverFacts:
+    """What the engine and the rules must know about a solver.
+
+    Attributes:
+        order: global order of convergence on a smooth problem.
+        evaluations: denoiser evaluations in a full step; the last step may need fewer.
+        stochastic: draws noise during the run.
+        multistep: carries past evaluations in its state.
+        adaptive: picks its own times; implements `solve` instead of `step`.
+        discrete: steps tokens, not real vectors.
+        min_steps: fewest steps for which it works.
+    """
+
+    order: int
+    evaluations: int = 1
+    stochastic: bool = False
+    multistep: bool = False
+    adaptive: bool = False
+    discrete: bool = False
+    min_steps: int = 1
+
+    @property
+    def words(self) -> frozenset[str]:
+        """These facts as effect words, for rules."""
+        words = {
+            "stochastic-step": self.stochastic,
+            "multistep": self.multistep,
+            "adaptive-grid": self.adaptive,
+            "repeated-evaluations": self.evaluations > 1,
+        }
+        return frozenset(w for w, true in words.items() if true)
+
+
+class Solver(ABC):
+    """What the `solver` hook returns: a value made for one noise schedule."""
+
+    facts: SolverFacts
+
+    def init(self, run: Run) -> Any:
+        """The state before the first step; None for one-step solvers."""
+        del run
+
+    @abstractmethod
+    def step(self, denoise: Denoise, x: Tensor, t: Tensor, s: Tensor, state: Any, rng: SampleRng) -> tuple[Tensor, Any]:
+        """From x at time t to x at time s < t.
+
+        Args:
+            denoise: called once or more, at times of the solver's choice in [s, t].
+            x: float32 [B, ...]; t, s: float64, scalar or [B] or [B, groups].
+            state: what `init` or the step before returned.
+            rng: one stream a sample.
+
+        Returns:
+            (x at s, new state). The old state is never changed in place.
+        """
+
+    def evaluations(self, steps: int) -> int:
+        """Denoiser evaluations of a whole run of `steps` steps."""
+        return self.facts.evaluations * steps
+
+
+class AdaptiveSolver(Solver):
+    """A solver that picks its own times: the engine hands it the interval and a budget."""
+
+    @abstractmethod
+    def solve(self, denoise: Denoise, x: Tensor, t: Tensor, s: Tensor, budget: int, rng: SampleRng) -> Tensor:
+        """From x at time t to x at time s with at most `budget` evaluations."""
+
+
+def expand(value: Tensor, x: Tensor) -> Tensor:
+    """A coefficient of shape [], [B] or [B, groups] ready to multiply x, in x's dtype and on its device.
+
+    A scalar stays on the CPU: torch multiplies it in without a copy to the device or a synchronisation.
+    """
+    if value.ndim == 0:
+        return value.to(x.dtype)
+    value = value.to(x)
+    return value.reshape(*value.shape, *[1] * (x.ndim - value.ndim))
+
+
+def transfer(noise: NoiseSchedule, x: Tensor, x0: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    """alpha_s x0 + sigma_s eps with the eps that x and x0 imply: DDIM, k-diffusion's Euler and flow Euler at once.
+
+    Written as (sigma_s/sigma_t) x + (alpha_s - alpha_t sigma_s/sigma_t) x0, which has no singularity at
+    alpha_t = 0 nor at sigma_s = 0. Needs sigma_t > 0.
+    """
+    ratio = noise.sigma(s) / noise.sigma(t)
+    return expand(ratio, x) * x + expand(noise.alpha(s) - noise.alpha(t) * ratio, x) * x0

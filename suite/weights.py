@@ -1,0 +1,74 @@
+"""Load a network of a diffusers or transformers class from a sub-folder, with errors that name the file."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from suite.errors import ConfigError
+
+FILES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
+
+
+def load_network(folder: Path, device: str, dtype: torch.dtype) -> nn.Module:
+    """The network in `folder` (config.json and one safetensors file), in eval mode, without gradients.
+
+    Raises:
+        ConfigError: a file is missing, truncated, or its tensors do not fit the configuration.
+    """
+    config = _config(folder)
+    module = _build(folder, config)
+    weights = next((folder / f for f in FILES if (folder / f).is_file()), None)
+    if weights is None:
+        raise ConfigError(f"{folder} has no weights; expected {FILES[0]}")
+    try:
+        tensors = load_file(weights)
+    except (SafetensorError, OSError) as error:
+        raise ConfigError(f"{weights} cannot be read, it is damaged or incomplete: {error}") from error
+    wanted = module.state_dict()
+    if missing := sorted(wanted.keys() - tensors.keys()):
+        raise ConfigError(f"{weights} lacks {len(missing)} tensors of {config['_class_name']}, first {missing[0]}")
+    if extra := sorted(tensors.keys() - wanted.keys()):
+        raise ConfigError(f"{weights} has {len(extra)} tensors that {config['_class_name']} has not, first {extra[0]}")
+    for name, tensor in tensors.items():
+        if tensor.shape != wanted[name].shape:
+            raise ConfigError(
+                f"{weights}: {name} has shape {tuple(tensor.shape)}, "
+                f"{config['_class_name']} expects {tuple(wanted[name].shape)}"
+            )
+    module.load_state_dict(tensors)
+    # nn.Module's own `to`: diffusers' override logs advice that is meant for from_pretrained.
+    return nn.Module.to(module, device=device, dtype=dtype).eval().requires_grad_(False)
+
+
+def _config(folder: Path) -> dict:
+    file = folder / "config.json"
+    if not file.is_file():
+        raise ConfigError(f"{folder} is not a network folder: it has no config.json")
+    try:
+        config = json.loads(file.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is not JSON: {error}") from error
+    if "_class_name" not in config:
+        raise ConfigError(f"{file} names no _class_name")
+    return config
+
+
+def _build(folder: Path, config: dict) -> nn.Module:
+    try:
+        diffusers = importlib.import_module("diffusers")
+    except ImportError as error:
+        raise ConfigError("diffusers is missing; pip install 'efficient-diffusion-suite[image]'") from error
+    cls = getattr(diffusers, config["_class_name"], None)
+    if cls is None:
+        raise ConfigError(f"{folder / 'config.json'}: diffusers has no class {config['_class_name']!r}")
+    try:
+        return cls.from_config(config)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{folder / 'config.json'}: {config['_class_name']} refuses it: {error}") from error
