@@ -1,0 +1,1 @@
+"""What several modalities use: the text encoder, the archive cache and the training loop."""

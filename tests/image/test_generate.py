@@ -1,0 +1,113 @@
+"""The shipped image model through the engine: what a person and a researcher rely on."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image as Pictures
+
+from suite import Engine
+from suite.errors import ConfigError, NoOpError, RuleError
+from suite.recipe import Recipe
+
+STEPS = 4
+
+
+def make(**changes):
+    content = {"steps": STEPS, "dtype": "fp32", "schedule": "uniform", "solver": "ddim", "guidance": 3.0}
+    return Recipe.from_dict(content | changes)
+
+
+@pytest.fixture(scope="module")
+def plain():
+    with Engine.from_recipe(make()) as engine:
+        yield engine
+
+
+def pixels(result):
+    return [torch.frombuffer(bytearray(p.tobytes()), dtype=torch.uint8) for p in result.artifacts]
+
+
+def test_same_seed_same_picture_and_other_seed_another(plain):
+    first, again, other = (pixels(plain.generate("a red apple", seed=s))[0] for s in (5, 5, 6))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_a_sample_does_not_depend_on_its_batch(plain):
+    alone = pixels(plain.generate("a red apple", seed=5))[0].int()
+    together = pixels(plain.generate(["a blue heart", "a red apple"], seed=5))[1].int()
+    # Equal noise and conditioning; matrix products of another size may round the last level differently.
+    assert (alone - together).abs().max() <= 1
+
+
+def test_report_counts_evaluations(plain):
+    report = plain.generate("a red apple").report
+    assert (report.steps, report.nfe, report.depth) == (STEPS, 2 * STEPS, STEPS)
+    with Engine.from_recipe(make(guidance=1.0, solver="heun")) as engine:
+        report = engine.generate("a red apple").report
+    # Heun: the step from alpha = 0 and the step to sigma = 0 take one evaluation each.
+    assert (report.nfe, report.depth) == (2 * STEPS - 2, 2 * STEPS - 2)
+
+
+def test_guidance_interval_saves_evaluations():
+    with Engine.from_recipe(make(guidance_interval=[0.3, 0.8])) as engine:
+        report = engine.generate("a red apple").report
+    # Times 1, .75, .5, .25: guidance acts at the middle two.
+    assert (report.nfe, report.depth) == (STEPS + 2, STEPS)
+
+
+@pytest.mark.parametrize("cache", ["fora:interval=1", "first-block:threshold=0"])
+def test_caches_at_their_off_setting_change_nothing(plain, cache):
+    with Engine.from_recipe(make(cache=cache), allow_noop=True) as engine:
+        assert torch.equal(pixels(engine.generate("a red apple", seed=3))[0], pixels(plain.generate("a red apple", seed=3))[0])
+    with Engine.from_recipe(make(cache=cache)) as engine, pytest.raises(NoOpError, match="did nothing"):
+        engine.generate("a red apple")
+
+
+@pytest.mark.parametrize("cache", ["fora:interval=2", "first-block:threshold=0.5"])
+def test_caches_act_start_fresh_and_leave_no_trace(plain, cache):
+    before = pixels(plain.generate("a red apple", seed=3))[0]
+    with Engine.from_recipe(make(cache=cache, steps=8)) as engine:
+        first, again = (engine.generate("a red apple", seed=3) for _ in range(2))
+        assert torch.equal(pixels(first)[0], pixels(again)[0])
+        assert first.report.plugins[-1].did and first.report.plugins[-1].did > 0
+        assert not any("forward" in m.__dict__ for m in engine.network.module.modules())
+    assert torch.equal(before, pixels(plain.generate("a red apple", seed=3))[0])
+
+
+def test_int8_shrinks_the_network_and_keeps_the_picture_close(plain):
+    with Engine.from_recipe(make(compress="int8")) as engine:
+        small = engine.generate("a red apple", seed=3)
+    exact = plain.generate("a red apple", seed=3)
+    assert small.report.network_bytes < 0.4 * exact.report.network_bytes
+    difference = (pixels(small)[0].int() - pixels(exact)[0].int()).abs().float().mean()
+    assert difference < 6  # of 255 levels; a wrong scale or transposition gives over 30
+
+
+def test_rules_act_before_the_model_is_loaded():
+    with pytest.raises(RuleError, match="C36"):
+        Engine.from_recipe(make(cache=["fora", "first-block"]))
+    with pytest.raises(ConfigError, match="lossy"):
+        Engine.from_recipe(make(cache=["fora"]), exact=True)
+
+
+def test_saved_picture_carries_all_that_is_needed_to_make_it_again(plain, tmp_path):
+    result = plain.generate(["a red apple", "a blue heart"], seed=9)
+    files = result.save(tmp_path / "x.png")
+    assert [f.name for f in files] == ["x-000.png", "x-001.png"]
+    metadata = plain.modality.read_metadata(files[1])
+    assert metadata["index"] == 1
+    report = metadata["suite"]
+    assert json.dumps(report)
+    again = Engine.from_recipe(report["recipe"], model=report["model"]).generate_batch(report["prompts"], report["seeds"])
+    with Pictures.open(files[1]) as picture:
+        assert picture.tobytes() == again.artifacts[1].tobytes()
+
+
+def test_diffusers_opens_the_shipped_network(plain):
+    from diffusers import PixArtTransformer2DModel
+
+    network = PixArtTransformer2DModel.from_pretrained(plain.plan.folder.path / "transformer")
+    ours = plain.network.module.state_dict()
+    assert all(torch.equal(v.float(), ours[k]) for k, v in network.state_dict().items())
