@@ -25,6 +25,7 @@ from suite.network import Network
 from suite.noise import NoiseSchedule
 from suite.output import targets, write
 from suite.plan import Plan, make_plan
+from suite.prompts import expand
 from suite.recipe import Recipe
 from suite.report import PluginReport, RunReport, peak_memory, versions
 from suite.rng import SampleRng
@@ -279,7 +280,7 @@ class Engine:
         artifacts = self.modality.decode(x0)
         clock.lap("decode")
         plugins = self._plugin_reports(chain)
-        return Result(artifacts, self._report(run, prompts, counter, clock.laps, plugins), self.modality)
+        return Result(artifacts, self._report(run, prompts, negative, counter, clock.laps, plugins), self.modality)
 
     def stream(
         self, prompts: Sequence[str], seeds: Sequence[int], *, batch: int = 8, **options: Any
@@ -323,6 +324,7 @@ class Engine:
         self,
         run: Run,
         prompts: Sequence[str],
+        negative: str,
         counter: Counter,
         laps: Mapping[str, float],
         plugins: Sequence[PluginReport],
@@ -347,20 +349,8 @@ class Engine:
             plugins=plugins,
             warnings=list(self.plan.warnings),
             versions=versions("efficient-diffusion-suite", "torch", "diffusers", "transformers"),
+            negative=negative,
         )
-
-
-def expand(prompts: Sequence[str], num: int, seed: int) -> tuple[list[str], list[int]]:
-    """(prompt, seed) of every sample: each prompt `num` times, seeds seed .. seed + num - 1.
-
-    Raises:
-        ConfigError: no prompt, an empty one, or num < 1.
-    """
-    if not prompts or any(not p.strip() for p in prompts):
-        raise ConfigError('the prompt is empty; write what you want, e.g. "a red apple"')
-    if num < 1:
-        raise ConfigError(f"num = {num}: expected at least 1")
-    return [p for p in prompts for _ in range(num)], [seed + k for _ in prompts for k in range(num)]
 
 
 def resolve_dtype(dtype: str, device: str) -> str:

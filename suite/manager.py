@@ -97,9 +97,10 @@ class Manager:
 
     def _check_single(self) -> None:
         for hook in hookspecs.SINGLE:
-            named = [a for a in self.active if hook in implemented_hooks(type(a.plugin))]
+            # By name: one plugin may bring both, and be named for both.
+            named = {a.entry.name: a for a in self.active if hook in implemented_hooks(type(a.plugin))}
             if len(named) > 1:
-                both = " and ".join(a.entry.origin for a in named)
+                both = " and ".join(a.entry.origin for a in named.values())
                 raise ConfigError(f"two plugins for the hook {hook!r}: {both}; name only one of them")
 
     def enforce_rules(self, run_words: Iterable[str]) -> list[Finding]:
@@ -122,7 +123,8 @@ class Manager:
 
     def _call(self, a: Active, **arguments: Any) -> Any:
         """One plugin's answer to its hook, through pluggy, with attribution."""
-        others = [p for p in self._pm.get_plugins() if p is not a.plugin]
+        # By equality, as pluggy registers: one plugin named for two hooks is registered once.
+        others = [p for p in self._pm.get_plugins() if p != a.plugin]
         hook = self._pm.subset_hook_caller(a.hook, others)
         try:
             result = hook(**arguments)
@@ -183,8 +185,16 @@ class Manager:
         return result
 
 
+#: Host modules that call on from a plugin to the next in line; the rest of the host are tools that plugins use.
+_PASS_ON = ("suite.denoiser", "suite.guidance", "suite.sampler", "suite.engine")
+
+
 def blame(error: BaseException, active: Iterable[Active]) -> Active | None:
-    """The plugin whose code is innermost on the error's traceback, unless host code ran inside it."""
+    """The plugin whose code is innermost on the error's traceback, unless it had handed on to the host's.
+
+    What a plugin's own helpers and the host's tools raise is the plugin's; what the denoiser or the modality
+    raises below it is not.
+    """
     by_module = {type(a.plugin).__module__: a for a in active}
     culprit: Active | None = None
     trace = error.__traceback__
@@ -192,12 +202,7 @@ def blame(error: BaseException, active: Iterable[Active]) -> Active | None:
         module = trace.tb_frame.f_globals.get("__name__", "")
         if module in by_module:
             culprit = by_module[module]
-        elif module.startswith("suite.") and module not in (
-            "suite.patch",
-            "suite.solver",
-            "suite.schedule",
-            "suite.wrap",
-        ):
+        elif module in _PASS_ON or module.startswith("suite.modalities."):
             culprit = None
         trace = trace.tb_next
     return culprit

@@ -5,18 +5,19 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-from torch import Tensor, nn
+if TYPE_CHECKING:  # `suffixes` and `read_metadata` are asked for before anything heavy is needed
+    import torch
+    from torch import Tensor, nn
 
-from suite.denoiser import Cond
-from suite.models import ModelFolder
-from suite.network import Network
-from suite.noise import NoiseSchedule
-from suite.prediction import Prediction
-from suite.recipe import Recipe
-from suite.rng import SampleRng
+    from suite.denoiser import Cond
+    from suite.models import ModelFolder
+    from suite.network import Network
+    from suite.noise import NoiseSchedule
+    from suite.prediction import Prediction
+    from suite.recipe import Recipe
+    from suite.rng import SampleRng
 
 
 class Modality(ABC):
@@ -69,6 +70,15 @@ class Modality(ABC):
     @abstractmethod
     def read_metadata(cls, path: Path) -> Mapping[str, Any]:
         """The metadata that `save` wrote. ConfigError if there is none."""
+
+    @classmethod
+    def same(cls, first: Path, second: Path) -> bool:
+        """Whether two files that `save` wrote with equal metadata hold the same content, bit for bit.
+
+        Compares bytes, which is right as long as `save` is a function of its arguments; a modality whose
+        encoder differs between versions of a library decodes and compares instead.
+        """
+        return first.read_bytes() == second.read_bytes()
 
     def metrics(self, artifacts: Sequence[Any], prompts: Sequence[str]) -> dict[str, float]:
         """Quality numbers of finished artifacts."""

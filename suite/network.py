@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 
 from torch import nn
 
@@ -27,8 +30,8 @@ class BlockRef:
         name: dotted path in the module.
         module: the part itself.
         kind: block, attention, cross_attention, mlp, down, mid or up.
-        hidden: names of the arguments that carry the hidden state, in the order in which the outputs
-            return them; empty for parts that are not residual blocks.
+        hidden: names of the arguments that carry the hidden state, in the order in which the forward
+            returns them; empty for parts that are not blocks.
     """
 
     name: str
@@ -81,17 +84,17 @@ class Network:
 def discover(module: nn.Module) -> Iterator[BlockRef]:
     """Blocks and their parts in execution order.
 
-    A `block` is a member of a ModuleList that takes the hidden state and holds attention; `down`, `mid`
-    and `up` are the U-Net's stages; `attention`, `cross_attention` and `mlp` are the outermost modules of
-    that kind, wherever they stand.
+    A `block` is a member of a ModuleList that holds an attention and returns some of its arguments; `down`,
+    `mid` and `up` are the U-Net's stages; `attention` and `cross_attention` are the outermost modules of that
+    kind wherever they stand, and `mlp` those in a ModuleList. Modules that run in turns although they are kept
+    in lists of their own (a video U-Net's spatial and temporal ones) come list by list.
+
+    Only classes and the tree are looked at, never an instance's `forward`: a wrap may have replaced it.
     """
     inside: list[str] = []
-    for name, part in module.named_modules():
-        if not name:
-            continue
+    for name, part in _in_order(module):
         if _is_stage(name):
-            kind = name.split(".")[0].removesuffix("_blocks").removesuffix("_block")
-            yield BlockRef(name, part, kind, ())
+            yield BlockRef(name, part, name.split(".")[0].removesuffix("_blocks").removesuffix("_block"))
         if any(name.startswith(prefix + ".") for prefix in inside):
             continue
         if _is_attention(part):
@@ -101,7 +104,14 @@ def discover(module: nn.Module) -> Iterator[BlockRef]:
             inside.append(name)
             yield BlockRef(name, part, MLP)
         elif _is_block(name, module, part):
-            yield BlockRef(name, part, BLOCK, _hidden(part))
+            yield BlockRef(name, part, BLOCK, carried(type(part)))
+
+
+def _in_order(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """All parts in order of registration, but a U-Net's middle before its way up: it is registered last."""
+    late = {"mid_block": 1, "up_blocks": 2}
+    parts = [(name, part) for name, part in module.named_modules() if name]
+    return sorted(parts, key=lambda item: late.get(item[0].split(".")[0], 0))
 
 
 def _is_stage(name: str) -> bool:
@@ -118,36 +128,47 @@ def _is_attention(part: nn.Module) -> bool:
 
 
 def _is_cross(name: str, part: nn.Module) -> bool:
-    # diffusers' Attention knows its key width; elsewhere the second attention of a block is the cross one.
-    query, key = (getattr(part, n, None) for n in ("query_dim", "cross_attention_dim"))
+    # diffusers' classes say it, and then the name does not matter: SD3.5's `attn2` is a second self-attention.
     declared = getattr(part, "is_cross_attention", None)
     if declared is not None:
-        return bool(declared) or name.rsplit(".", 1)[-1] == "attn2"
+        return bool(declared)
+    query, key = (getattr(part, n, None) for n in ("query_dim", "cross_attention_dim"))
     return name.rsplit(".", 1)[-1] in ("attn2", "cross_attn") or (key is not None and key != query)
 
 
 def _is_mlp(name: str, part: nn.Module) -> bool:
     if isinstance(part, nn.Linear | nn.ModuleList):
         return False
-    last = name.rsplit(".", 1)[-1]
-    linears = sum(isinstance(m, nn.Linear) for m in part.modules())
-    return last in ("ff", "mlp", "ffn", "feed_forward", "ff_context") and linears >= 2
+    *path, last = name.split(".")
+    if last not in ("ff", "mlp", "ffn", "feed_forward", "ff_context") or not any(p.isdigit() for p in path):
+        return False
+    return sum(isinstance(m, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) for m in part.modules()) >= 2
 
 
 def _is_block(name: str, root: nn.Module, part: nn.Module) -> bool:
-    parent = root.get_submodule(name.rpartition(".")[0])
-    if not isinstance(parent, nn.ModuleList):
+    if not isinstance(root.get_submodule(name.rpartition(".")[0]), nn.ModuleList):
         return False
-    if "hidden_states" not in inspect.signature(part.forward).parameters:
-        return False
-    # A U-Net's stages also stand in a list, but they are whole sub-networks.
-    return any(_is_attention(m) for m in part.children())
+    # A U-Net's stages also stand in a list, but they are whole sub-networks: no attention of their own.
+    return any(_is_attention(m) for m in part.children()) and bool(carried(type(part)))
 
 
-def _hidden(part: nn.Module) -> tuple[str, ...]:
-    """MMDiT blocks carry text and picture and return both; the others carry one hidden state."""
-    arguments = inspect.signature(part.forward).parameters
-    joint = hasattr(part, "norm1_context") or "single" in type(part).__name__.lower()
-    if joint and "encoder_hidden_states" in arguments:
-        return ("encoder_hidden_states", "hidden_states")
-    return ("hidden_states",)
+@cache
+def carried(cls: type[nn.Module]) -> tuple[str, ...]:
+    """The arguments that a block's forward returns, in the order in which it returns them.
+
+    Read from the source of the forward, because nothing else tells: of the blocks that carry text and picture
+    SD3's and Flux' return the text first, CogVideoX' and HunyuanVideo's the picture.
+    """
+    arguments = list(inspect.signature(cls.forward).parameters)[1:]
+    found: tuple[str, ...] = ("hidden_states",) if "hidden_states" in arguments else ()
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(cls.forward))))
+    except (OSError, TypeError, SyntaxError):  # no source: built in, or typed at a prompt
+        return found
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Return):
+            values = node.value.elts if isinstance(node.value, ast.Tuple) else [node.value]
+            names = tuple(v.id for v in values if isinstance(v, ast.Name))
+            if len(names) == len(values) and set(names) <= set(arguments) and len(names) >= len(found):
+                found = names
+    return found

@@ -91,9 +91,10 @@ class VPLinear(_VariancePreserving):
 
     def time_at(self, log_snr: Tensor | float) -> Tensor:
         # log alpha = -softplus(-log_snr) / 2, then the root of a quadratic in its stable form.
-        c = torch.nn.functional.softplus(-as_time(log_snr), threshold=1e9)
+        target = as_time(log_snr)
+        c = torch.logaddexp(-target, torch.zeros_like(target))
         slope = self.beta_max - self.beta_min
-        return 2 * c / (self.beta_min + torch.sqrt(self.beta_min**2 + 2 * slope * c))
+        return (2 * c / (self.beta_min + torch.sqrt(self.beta_min**2 + 2 * slope * c))).clamp(max=1)
 
 
 @dataclass(frozen=True)
@@ -209,7 +210,7 @@ class VE(NoiseSchedule):
         return self.sigma_max * as_time(t) ** self.power
 
     def time_at(self, log_snr: Tensor | float) -> Tensor:
-        return (torch.exp(-as_time(log_snr) / 2) / self.sigma_max) ** (1 / self.power)
+        return ((torch.exp(-as_time(log_snr) / 2) / self.sigma_max) ** (1 / self.power)).clamp(max=1)
 
     def time_input(self, t: Tensor) -> Tensor:
         # EDM's c_noise = log(sigma) / 4; the floor keeps t = 0 finite.

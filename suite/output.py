@@ -33,16 +33,26 @@ def targets(output: Path, count: int, suffixes: Sequence[str]) -> list[Path]:
             if count == 1
             else [output.with_name(f"{output.stem}-{i:03d}{output.suffix}") for i in range(count)]
         )
-    folder = files[0].parent
+    check_folder(files[0].parent)
+    return files
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that does not exist or cannot be written.
+
+    Raises:
+        ConfigError: it names the folder.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file, not a folder; results cannot be written into it")
     if not folder.is_dir():
-        raise ConfigError(f"-o {output}: the folder {folder} does not exist; make it with `mkdir -p {folder}`")
+        raise ConfigError(f"the folder {folder} does not exist; make it with `mkdir -p {folder}`")
     try:  # permission bits say little for root and for network file systems; trying says all
         descriptor, probe = tempfile.mkstemp(prefix=".suite-", dir=folder)
         os.close(descriptor)
         os.unlink(probe)
     except OSError as error:
-        raise ConfigError(f"-o {output}: cannot write into {folder}: {error.strerror}") from error
-    return files
+        raise ConfigError(f"cannot write into the folder {folder}: {error.strerror}") from error
 
 
 @contextmanager

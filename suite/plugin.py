@@ -120,10 +120,14 @@ def convert(raw: Any, annotation: Any) -> Any:
     if raw is None:
         raise ValueError("expected a value")
     if origin is typing.Literal:
-        if raw in arguments:
-            return raw
+        for choice in arguments:
+            # Text says a number by its digits; True is not 1.
+            if (raw == choice and type(raw) is type(choice)) or raw == str(choice):
+                return choice
         raise ValueError(f"expected one of {', '.join(map(str, arguments))}")
     if origin is tuple:
+        if not isinstance(raw, str | list | tuple):
+            raise ValueError("expected values separated by '/'")
         parts = [p for p in raw.split("/") if p] if isinstance(raw, str) else list(raw)
         if len(arguments) == 2 and arguments[1] is Ellipsis:
             return tuple(convert(p, arguments[0]) for p in parts)

@@ -74,11 +74,12 @@ class Recipe:
     cache: tuple[Named, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.steps is not None and not (isinstance(self.steps, int) and 1 <= self.steps <= 10_000):
+        if self.steps is not None and not (type(self.steps) is int and 1 <= self.steps <= 10_000):
             raise ConfigError(f"steps = {self.steps!r}: expected a whole number from 1 to 10000")
         if self.dtype not in (None, "auto", "bf16", "fp32"):
             raise ConfigError(f"dtype = {self.dtype!r}: expected auto, bf16 or fp32")
-        if self.guidance is not None and not 0 <= self.guidance <= 100:
+        number = isinstance(self.guidance, int | float) and not isinstance(self.guidance, bool)
+        if self.guidance is not None and not (number and 0 <= self.guidance <= 100):
             raise ConfigError(f"guidance = {self.guidance!r}: expected a number from 0 to 100 (1 means none)")
 
     def named(self) -> Iterator[tuple[str, Named]]:
@@ -90,9 +91,12 @@ class Recipe:
                     yield hook, item
 
     def over(self, base: Recipe) -> Recipe:
-        """This recipe on top of `base`: what is not said here is taken from there; lists are not merged."""
+        """This recipe on top of `base`: what is not said here is taken from there; lists are not merged.
+
+        The name `none` alone empties a list of `base`.
+        """
         said = {f.name: v for f in fields(self) if (v := getattr(self, f.name)) not in (None, ())}
-        return replace(base, **said)
+        return replace(base, **{k: () if v == (Named("none"),) else v for k, v in said.items()})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data which `from_dict` reads back."""
@@ -116,9 +120,13 @@ class Recipe:
             ConfigError: unknown key or a value of the wrong kind.
         """
         known = {f.name for f in fields(Recipe)}
+        if not isinstance(data, Mapping):
+            raise ConfigError(f"recipe: expected a mapping like `steps: 20`, got {type(data).__name__}")
         content = dict(data)
         sections = content.pop("modalities", {}) or {}
         content.pop("summary", None)
+        if not isinstance(sections, Mapping) or any(not isinstance(s, Mapping) for s in sections.values()):
+            raise ConfigError("recipe: modalities must map names to sections, like `modalities: {image: {steps: 8}}`")
         if modality and modality in sections:
             content |= sections[modality]
         for key in content:
@@ -131,10 +139,16 @@ class Recipe:
             value = content.get(key) or []
             if isinstance(value, str):
                 value = [value]
+            if not isinstance(value, list | tuple):
+                raise ConfigError(f"recipe: {key} must be a list of texts like name:key=value, got {value!r}")
             content[key] = tuple(Named.parse(_string(key, v)) for v in value)
         if content.get("guidance_interval") is not None:
-            low, high = content["guidance_interval"]
-            content["guidance_interval"] = (float(low), float(high))
+            try:
+                low, high = content["guidance_interval"]
+                content["guidance_interval"] = (float(low), float(high))
+            except (TypeError, ValueError):
+                got = content["guidance_interval"]
+                raise ConfigError(f"recipe: guidance_interval = {got!r}: expected two times like [0.0, 1.0]") from None
         return Recipe(**content)
 
 

@@ -43,6 +43,7 @@ class RunReport:
         plugins: the active chain, in the host's order.
         warnings: rules that advise against the chain.
         versions: of the packages that decide the numbers.
+        negative: the negative prompt.
     """
 
     modality: str
@@ -64,6 +65,7 @@ class RunReport:
     plugins: Sequence[PluginReport]
     warnings: Sequence[str]
     versions: Mapping[str, str]
+    negative: str = ""
     report_version: int = REPORT_VERSION
 
     def to_dict(self) -> dict[str, Any]:

@@ -239,15 +239,16 @@ def enforce(chain: Sequence[Member], rules: Iterable[Rule] = BOOK) -> list[Findi
 def _match(rule: Rule, chain: Sequence[Member]) -> tuple[Member, ...] | None:
     """Distinct members for the rule's parts, or None; a small backtracking search."""
 
-    def search(index: int, used: tuple[Member, ...]) -> tuple[Member, ...] | None:
+    def search(index: int, used: tuple[int, ...]) -> tuple[int, ...] | None:
         if index == len(rule.parts):
             return used
-        for member in chain:
-            if member in used:
+        for position, member in enumerate(chain):
+            if position in used:
                 continue
             if rule.parts[index] <= member.words | {f"hook:{member.hook}"}:
-                if found := search(index + 1, (*used, member)):
+                if found := search(index + 1, (*used, position)):
                     return found
         return None
 
-    return search(0, ())
+    found = search(0, ())
+    return tuple(chain[position] for position in found) if found else None

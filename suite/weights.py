@@ -27,24 +27,32 @@ def load_network(folder: Path, device: str, dtype: torch.dtype) -> nn.Module:
     weights = next((folder / f for f in FILES if (folder / f).is_file()), None)
     if weights is None:
         raise ConfigError(f"{folder} has no weights; expected {FILES[0]}")
+    load_weights(module, weights, config["_class_name"])
+    # nn.Module's own `to`: diffusers' override logs advice that is meant for from_pretrained.
+    return nn.Module.to(module, device=device, dtype=dtype).eval().requires_grad_(False)
+
+
+def load_weights(module: nn.Module, weights: Path, owner: str) -> None:
+    """Fill `module` from a safetensors file; `owner` is what the messages call it.
+
+    Raises:
+        ConfigError: the file is missing, truncated, or its tensors are not the module's.
+    """
     try:
         tensors = load_file(weights)
     except (SafetensorError, OSError) as error:
         raise ConfigError(f"{weights} cannot be read, it is damaged or incomplete: {error}") from error
     wanted = module.state_dict()
     if missing := sorted(wanted.keys() - tensors.keys()):
-        raise ConfigError(f"{weights} lacks {len(missing)} tensors of {config['_class_name']}, first {missing[0]}")
+        raise ConfigError(f"{weights} lacks {len(missing)} tensors of {owner}, first {missing[0]}")
     if extra := sorted(tensors.keys() - wanted.keys()):
-        raise ConfigError(f"{weights} has {len(extra)} tensors that {config['_class_name']} has not, first {extra[0]}")
+        raise ConfigError(f"{weights} has {len(extra)} tensors that {owner} has not, first {extra[0]}")
     for name, tensor in tensors.items():
         if tensor.shape != wanted[name].shape:
             raise ConfigError(
-                f"{weights}: {name} has shape {tuple(tensor.shape)}, "
-                f"{config['_class_name']} expects {tuple(wanted[name].shape)}"
+                f"{weights}: {name} has shape {tuple(tensor.shape)}, {owner} expects {tuple(wanted[name].shape)}"
             )
     module.load_state_dict(tensors)
-    # nn.Module's own `to`: diffusers' override logs advice that is meant for from_pretrained.
-    return nn.Module.to(module, device=device, dtype=dtype).eval().requires_grad_(False)
 
 
 def _config(folder: Path) -> dict:

@@ -1,0 +1,116 @@
+"""The command `suite`. Nothing on this path imports torch: help, listings and refusals must be quick."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib import metadata
+from typing import Annotated
+
+import typer
+
+from suite import cli_generate, cli_list, cli_work
+from suite.discovery import MODALITIES, installed
+from suite.errors import SuiteError
+
+NAME = "suite"
+DISTRIBUTION = "efficient-diffusion-suite"
+DEBUG = "SUITE_DEBUG"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line; returns the exit code: 0, 1 unexpected, 2 refused, 3 a plugin did nothing, 130 stopped."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        command = typer.main.get_command(application())
+        code = command.main(words or ["--help"], prog_name=NAME, standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except BrokenPipeError:  # the reader left, as `head` does; the interpreter's own last flush must not fail again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        return refuse(error, as_json="--json" in words)
+
+
+def application() -> typer.Typer:
+    """The commands: one a modality that is installed, then those that are always there."""
+    app = group("Generate with diffusion models; every method that makes it cheaper is a plugin.")
+    app.callback()(version)
+    for name in installed(MODALITIES):
+        app.command(name)(cli_generate.command(name))
+    app.command()(cli_work.replay)
+    for title, commands in cli_list.GROUPS.items():
+        sub = group(commands.summary)
+        for name, function in commands.functions.items():
+            sub.command(name)(function)
+        app.add_typer(sub, name=title)
+    app.command()(cli_work.doctor)
+    data = group("Fetch and prepare training data.")
+    data.callback()(lambda: None)
+    data.command()(cli_work.prepare)
+    app.add_typer(data, name="data")
+    app.command()(cli_work.train)
+    return app
+
+
+def group(text: str) -> typer.Typer:
+    """A Typer without its own decorations: plain help is quick and reads the same everywhere."""
+    settings = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+    return typer.Typer(
+        help=text,
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings=settings,
+    )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(metadata.version(DISTRIBUTION))
+        raise typer.Exit
+
+
+def version(
+    show: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version and stop.", callback=_print_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Options of the command itself."""
+    del show
+
+
+def refuse(error: Exception, as_json: bool) -> int:
+    """Say in one message what went wrong; returns the exit code."""
+    text, code = explain(error)
+    if os.environ.get(DEBUG):
+        traceback.print_exception(error)
+    if as_json:
+        print(json.dumps({"error": text}))
+    else:
+        rank = os.environ.get("RANK", "0")
+        print(f"error{f' (rank {rank})' if rank != '0' else ''}: {text}", file=sys.stderr)
+    return code
+
+
+def explain(error: Exception) -> tuple[str, int]:
+    """(message, exit code) of an error."""
+    if isinstance(error, SuiteError):
+        return str(error), error.exit_code
+    if hasattr(error, "format_message"):  # a usage error; its class differs between versions of Typer
+        context = getattr(error, "ctx", None)
+        where = f"; see `{context.command_path} --help`" if context else ""
+        return error.format_message().rstrip(".") + where, 2  # pyright: ignore[reportAttributeAccessIssue]
+    first = next(iter(str(error).strip().splitlines()), "")
+    return f"{type(error).__name__}: {first}; {DEBUG}=1 shows the traceback", 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,146 @@
+"""`suite image PROMPT` and its siblings: read the options and refuse what cannot work, before torch is loaded."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from suite import prompts as texts
+from suite.cli_job import Job
+from suite.errors import ConfigError
+from suite.output import check_folder, targets
+from suite.plan import Plan, make_plan
+from suite.recipe import Recipe, from_options
+
+DEVICE = re.compile(r"(cpu|mps|cuda(:\d+)?|xpu(:\d+)?)")
+PLUGIN = "NAME[:OPTION=VALUE,...]"
+
+Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="What to generate; @FILE takes a prompt a line.")]
+Output = Annotated[
+    Path | None,
+    typer.Option("-o", "--output", metavar="FILE", help="File or existing folder.  [default: the prompt's words]"),
+]
+Model = Annotated[str | None, typer.Option(metavar="NAME_OR_DIR", help="A shipped model or a model folder.")]
+Num = Annotated[int, typer.Option(metavar="N", help="Samples of each prompt.")]
+Seed = Annotated[int, typer.Option(metavar="S", help="Seed of the first sample; each further one adds 1.")]
+Steps = Annotated[int | None, typer.Option(metavar="N", help="Solver steps.")]
+Scale = Annotated[float | None, typer.Option("--guidance", metavar="G", help="Guidance scale; 1 means none.")]
+Negative = Annotated[str, typer.Option(metavar="TEXT", help="What to keep away from.")]
+Schedules = Annotated[
+    list[str] | None, typer.Option("--schedule", metavar=PLUGIN, help="Times at which the network runs.")
+]
+Solvers = Annotated[
+    list[str] | None, typer.Option("--solver", metavar=PLUGIN, help="How to get from one time to the next.")
+]
+Caches = Annotated[
+    list[str] | None, typer.Option("--cache", metavar=PLUGIN, help="What to reuse between steps; repeatable, `none` drops the recipe's.")
+]
+Compress = Annotated[
+    list[str] | None, typer.Option("--compress", metavar=PLUGIN, help="How to shrink the network; repeatable, likewise.")
+]
+Parallelize = Annotated[
+    list[str] | None, typer.Option("--parallelize", metavar=PLUGIN, help="How to use several ranks; repeatable, likewise.")
+]
+RecipeName = Annotated[
+    str | None, typer.Option("--recipe", metavar="FILE_OR_NAME", help="A recipe; options above go over it.")
+]
+Dtype = Annotated[Literal["auto", "bf16", "fp32"] | None, typer.Option(help="What the network computes in.")]
+Device = Annotated[
+    str | None, typer.Option(metavar="D", help="cpu, cuda, cuda:1, mps.  [default: a GPU if there is one]")
+]
+Batch = Annotated[int, typer.Option(metavar="B", help="Samples generated at once.")]
+Exact = Annotated[bool, typer.Option("--exact", help="Refuse plugins that change the result.")]
+AllowNoop = Annotated[bool, typer.Option("--allow-noop", help="Accept a plugin that finds nothing to do.")]
+ReportFile = Annotated[
+    Path | None, typer.Option("--report", metavar="FILE", help="Write files and reports there as JSON.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print files and reports as JSON, and nothing else.")]
+
+
+def command(modality: str) -> Callable[..., int]:
+    """The command that generates one modality."""
+
+    def generate(
+        prompt: Prompt,
+        output: Output = None,
+        model: Model = None,
+        num: Num = 1,
+        seed: Seed = 0,
+        steps: Steps = None,
+        guidance: Scale = None,
+        negative: Negative = "",
+        schedule: Schedules = None,
+        solver: Solvers = None,
+        cache: Caches = None,
+        compress: Compress = None,
+        parallelize: Parallelize = None,
+        recipe: RecipeName = None,
+        dtype: Dtype = None,
+        device: Device = None,
+        batch: Batch = 8,
+        exact: Exact = False,
+        allow_noop: AllowNoop = False,
+        report: ReportFile = None,
+        as_json: Json = False,
+    ) -> int:
+        prompts, seeds = texts.expand(texts.read(prompt), num, seed)
+        if batch < 1:
+            raise ConfigError(f"--batch {batch}: expected at least 1")
+        check_device(device)
+        overrides = from_options(
+            steps=steps,
+            guidance=guidance,
+            dtype=dtype,
+            schedule=_single("schedule", schedule),
+            solver=_single("solver", solver),
+            compress=compress or (),
+            parallelize=parallelize or (),
+            cache=cache or (),
+        )
+        plan = make_plan(
+            modality,
+            recipe,
+            overrides=overrides if overrides != Recipe() else None,  # then the recipe keeps its name
+            model=model,
+            exact=exact,
+            allow_noop=allow_noop,
+        )
+        files = _files(plan, output, prompts, report)
+        return Job(plan, prompts, seeds, files, negative, device, batch, report, as_json).run()
+
+    generate.__doc__ = f"Generate {modality} from a prompt."
+    return generate
+
+
+def _single(hook: str, values: list[str] | None) -> str | None:
+    if values and len(values) > 1:
+        raise ConfigError(f"--{hook} is given {len(values)} times ({', '.join(values)}); name only one of them")
+    return values[0] if values else None
+
+
+def _files(plan: Plan, output: Path | None, prompts: list[str], report: Path | None) -> list[Path]:
+    """One file a sample. Everything that can be refused without the modality's code is refused before it loads."""
+    if report is not None:
+        if report.is_dir():
+            raise ConfigError(f"--report {report} is a folder; expected a file")
+        check_folder(report.parent)
+    folder = output if output and output.is_dir() else (output or Path("x")).parent
+    check_folder(folder)
+    suffixes = plan.modality.load().suffixes
+    if output is not None:
+        files = targets(output, len(prompts), suffixes)
+    else:
+        files = [Path(name + suffixes[0]) for name in texts.names(prompts, plan.modality.name)]
+    if report in files:
+        raise ConfigError(f"--report {report} is also a result's file; give another name")
+    return files
+
+
+def check_device(device: str | None) -> None:
+    """Refuse what is not a device's name; whether it is here is known only once torch is loaded."""
+    if device is not None and not DEVICE.fullmatch(device):
+        raise ConfigError(f"--device {device!r}: expected cpu, cuda, cuda:N or mps")

@@ -1,0 +1,117 @@
+"""`suite replay`, `suite doctor`, `suite data`, `suite train`: read the options, hand over, print."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from suite.discovery import MODALITIES, find, installed
+from suite.errors import ConfigError, PluginError
+from suite.output import check_folder, targets
+
+Result = Annotated[Path, typer.Argument(metavar="FILE", help="A result of this suite.")]
+Replica = Annotated[
+    Path | None, typer.Option("-o", "--output", metavar="FILE", help="Where to.  [default: FILE with -replay]")
+]
+Model = Annotated[str | None, typer.Option(metavar="FOLDER", help="The model, if it is not a shipped one.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")]
+ModalityName = Annotated[str, typer.Argument(metavar="MODALITY", help="An installed modality, e.g. image.")]
+Size = Annotated[int | None, typer.Option(metavar="N", help="Size of a sample; the modality says of what.")]
+Cache = Annotated[Path | None, typer.Option(metavar="DIR", help="Where downloads and results are kept.")]
+Config = Annotated[Path, typer.Option("--config", metavar="FILE", help="What to train, as YAML.")]
+Data = Annotated[Path | None, typer.Option(metavar="FILE", help="What `suite data prepare` made.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Where checkpoints and the model go.  [default: the configuration's name]"),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")]
+Minutes = Annotated[float | None, typer.Option(metavar="M", help="Stop, with a checkpoint, after so long.")]
+Sets = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change the configuration; repeatable.")
+]
+
+
+def replay(file: Result, output: Replica = None, model: Model = None, as_json: Json = False) -> int:
+    """Make a saved result again from its own metadata. Exit code 0 if it is the same bit for bit, else 1."""
+    from suite import replay as again
+
+    record = again.read(file)
+    copy = output or Path(f"{file.stem}-replay{file.suffix}")
+    (target,) = targets(copy, 1, record.modality.suffixes)
+    plan = again.plan_of(record, model)
+    done = again.run(record, plan, target)
+    for warning in done.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    verdict = "is bit-identical to" if done.identical else "differs from"
+    if as_json:
+        print(json.dumps({"identical": done.identical, "files": [str(target)], "warnings": done.warnings}))
+    else:
+        print(f"{target} {verdict} {file}")
+    return 0 if done.identical else 1
+
+
+def doctor(as_json: Json = False) -> int:
+    """Say what is here, what is missing, and how to get it. Exit code 1 if something required is missing."""
+    from suite import doctor as checks
+    from suite.cli_list import table
+
+    found = list(checks.run())
+    if as_json:
+        print(json.dumps({"checks": [asdict(c) for c in found]}, indent=2))
+    else:
+        table(("check", "state", "what is here", "what to type"), [(c.name, c.state, c.detail, c.fix) for c in found])
+    return 1 if any(c.state == checks.BROKEN for c in found) else 0
+
+
+def prepare(modality: ModalityName, size: Size = None, cache: Cache = None) -> None:
+    """Fetch and prepare the training data of a modality; prints where it is."""
+    function = _function(modality, "data", "prepare", "training data to prepare")
+    options = {"size": size, "cache": cache}
+    print(function(**{k: v for k, v in options.items() if v is not None}))
+
+
+def train(
+    modality: ModalityName,
+    config: Config,
+    data: Data = None,
+    out: Out = None,
+    resume: Resume = False,
+    minutes: Minutes = None,
+    changes: Sets = None,
+) -> None:
+    """Train a model of a modality; prints where it is."""
+    if not config.is_file():
+        raise ConfigError(f"no configuration {config}; expected a YAML file")
+    if data is None or not data.is_file():
+        got = "--data is missing" if data is None else f"no training data {data}"
+        raise ConfigError(f"{got}; `suite data prepare {modality}` makes it and prints where it is")
+    if minutes is not None and not minutes > 0:
+        raise ConfigError(f"--minutes {minutes}: expected a number above 0")
+    folder = out or Path(config.stem)
+    check_folder(folder if folder.exists() else folder.parent)
+    function = _function(modality, "training", "train", "training code")
+    print(function(config, data, folder, resume=resume, overrides=tuple(changes or ()), minutes=minutes))
+
+
+def _function(modality: str, module: str, name: str, what: str) -> Callable[..., Any]:
+    """`name` of the module `module` beside the modality's entry point."""
+    entry = find(modality, installed(MODALITIES), "modality")
+    path = f"{entry.target.partition(':')[0]}.{module}"
+    try:
+        found = importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        if f"{path}.".startswith(f"{error.name}."):
+            raise ConfigError(f"modality {entry.origin} has no {what}") from error
+        raise PluginError(f"modality {entry.origin}: {path} needs {error.name}, which is not installed") from error
+    except ImportError as error:
+        raise PluginError(f"modality {entry.origin}: {path} cannot be loaded: {error}") from error
+    if not callable(function := getattr(found, name, None)):
+        raise ConfigError(f"modality {entry.origin} has no {what}: {path} has no function {name!r}")
+    return function

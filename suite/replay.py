@@ -1,0 +1,171 @@
+"""Replay: make a saved result again from its own metadata, and say whether it is the same bit for bit."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from suite import models
+from suite.discovery import MODALITIES, installed
+from suite.errors import ConfigError, SuiteError
+from suite.plan import Plan, make_plan
+from suite.recipe import Recipe
+from suite.report import REPORT_VERSION, versions
+
+if TYPE_CHECKING:
+    from suite.modality import Modality
+
+KINDS: dict[str, type | tuple[type, ...]] = {
+    "modality": str,
+    "model": str,
+    "model_hash": str,
+    "prompts": list,
+    "seeds": list,
+    "recipe": dict,
+    "device": str,
+    "dtype": str,
+    "threads": int,
+    "world": int,
+    "versions": dict,
+    "plugins": list,
+}
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a result says about itself: the report of its batch, and its row in it."""
+
+    file: Path
+    modality: type[Modality]
+    report: Mapping[str, Any]
+    index: int
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """The outcome.
+
+    Attributes:
+        identical: the new content equals the file's, bit for bit.
+        warnings: what differs between then and now.
+        output: where the new result was written.
+    """
+
+    identical: bool
+    warnings: list[str]
+    output: Path
+
+
+def read(file: Path) -> Record:
+    """The record in `file`.
+
+    Raises:
+        ConfigError: no such file, no modality that reads it, no metadata, or metadata that is not whole.
+    """
+    if not file.is_file():
+        raise ConfigError(f"no file {file}")
+    refusals = []
+    for entry in installed(MODALITIES).values():
+        try:
+            cls: type[Modality] = entry.load()
+            if file.suffix.lower() not in cls.suffixes:
+                continue
+            content = cls.read_metadata(file)
+        except SuiteError as error:
+            refusals.append(str(error))
+            continue
+        except ValueError as error:
+            raise ConfigError(f"{file}: its metadata is damaged: {error}") from error
+        record = _record(file, cls, content)
+        if record.report["modality"] == entry.name:
+            return record
+        refusals.append(f"{file} is of the modality {record.report['modality']!r}, which is not installed")
+    raise ConfigError(refusals[0] if refusals else f"{file}: no installed modality reads {file.suffix or 'this'}")
+
+
+def _record(file: Path, cls: type[Modality], content: Any) -> Record:
+    report = content.get("suite") if isinstance(content, Mapping) else None
+    index = content.get("index") if isinstance(content, Mapping) else None
+    if not isinstance(report, Mapping) or type(index) is not int:
+        raise ConfigError(f"{file}: its metadata holds no report of this suite")
+    if report.get("report_version") != REPORT_VERSION:
+        raise ConfigError(f"{file}: report version {report.get('report_version')!r}, expected {REPORT_VERSION}")
+    for key, kind in KINDS.items():
+        if not isinstance(report.get(key), kind):
+            raise ConfigError(f"{file}: its metadata says nothing usable about {key!r}: {report.get(key)!r}")
+    prompts, seeds = report["prompts"], report["seeds"]
+    whole = all(isinstance(p, str) for p in prompts) and all(type(s) is int for s in seeds)
+    whole = whole and all(isinstance(p, Mapping) and {"name", "version"} <= p.keys() for p in report["plugins"])
+    if not whole or len(prompts) != len(seeds) or not 0 <= index < len(prompts):
+        raise ConfigError(f"{file}: its metadata has {len(prompts)} prompts, {len(seeds)} seeds and row {index}")
+    return Record(file, cls, report, index)
+
+
+def plan_of(record: Record, model: str | None = None) -> Plan:
+    """The plan that made the file.
+
+    Args:
+        model: where the model lies, if it is not a shipped one: files record names, not places.
+
+    Raises:
+        ConfigError: the model is not shipped, a plugin is not installed, or any other reason of `make_plan`.
+    """
+    modality, name = record.report["modality"], record.report["model"]
+    if model is None and name not in models.shipped(modality):
+        raise ConfigError(f"{record.file} was made with the model {name!r}, which is not shipped; add --model FOLDER")
+    recipe = replace(Recipe.from_dict(record.report["recipe"]), dtype=record.report["dtype"])
+    return make_plan(modality, recipe, model=model or name, allow_noop=True)
+
+
+def differences(record: Record, plan: Plan) -> list[str]:
+    """What is not as it was, each naming both; any of it may change bits."""
+    report, out = record.report, []
+    now = versions(*report["versions"])
+    for package, then in report["versions"].items():
+        if now.get(package) != then:
+            out.append(f"{package} is {now.get(package, 'not installed')}, the file was made with {then}")
+    brought = {a.entry.name: a.entry for a in plan.manager.active}
+    for plugin in report["plugins"]:
+        name, then = str(plugin["name"]).partition(":")[0], plugin["version"]
+        entry = brought.get(name)
+        if entry and entry.version != then and entry.distribution not in report["versions"]:
+            out.append(f"plugin {name} is of {entry.distribution} {entry.version}, the file was made with {then}")
+    if plan.folder.hash != report["model_hash"]:
+        out.append(
+            f"model {plan.folder.name} has weights {plan.folder.hash[:12]}, "
+            f"the file was made with {report['model_hash'][:12]}"
+        )
+    if report["world"] != 1:
+        out.append(f"this runs on 1 rank, the file was made on {report['world']}")
+    return out
+
+
+def run(record: Record, plan: Plan, output: Path) -> Replayed:
+    """Generate the file's batch again, compare its row with the file, and write it to `output`."""
+    import torch
+
+    from suite.cli_job import open_engine
+
+    report, warnings = record.report, differences(record, plan)
+    device = report["device"]
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        warnings.append(f"this runs on the CPU, the file was made on {device}")
+        device = "cpu"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, report["threads"]))
+    try:
+        with open_engine(plan, device) as engine:
+            result = engine.generate_batch(report["prompts"], report["seeds"], negative=report.get("negative", ""))
+    finally:
+        torch.set_num_threads(threads)
+    with tempfile.TemporaryDirectory() as folder:
+        # With the file's own metadata, so that equal content gives an equal file.
+        again = Path(folder) / record.file.name
+        known = record.modality.read_metadata(record.file)
+        result.modality.save(result.artifacts[record.index], again, known)
+        identical = record.modality.same(record.file, again)
+    result.save_one(record.index, output)
+    return Replayed(identical, warnings, output)

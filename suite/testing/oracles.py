@@ -1,0 +1,321 @@
+"""Targets whose denoisers are known exactly, in float64, for every noise schedule.
+
+Each target has `denoiser(noise)`, which returns E[x0 given x_t = x] as a solver sees it. Against these, order
+of accuracy, variance and exactness are facts, not impressions.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from suite.noise import NoiseSchedule, as_time
+from suite.prediction import Prediction, from_x0
+from suite.rng import SampleRng
+from suite.run import Run
+from suite.solver import AdaptiveSolver, Denoise, Solver, SolverFacts, expand, transfer
+
+Output = Callable[[Tensor, Tensor], Tensor]
+
+
+class Target(ABC):
+    """A distribution of continuous data."""
+
+    @abstractmethod
+    def denoiser(self, noise: NoiseSchedule) -> Denoise:
+        """(x, t) -> E[x0 given x_t = x]."""
+
+    def output(self, noise: NoiseSchedule, kind: Prediction) -> Output:
+        """(x, t) -> what a perfect network of this kind would answer; needs sigma_t > 0."""
+        denoise = self.denoiser(noise)
+
+        def output(x: Tensor, t: Tensor) -> Tensor:
+            return from_x0(kind, denoise(x, t), x, expand(noise.alpha(t), x), expand(noise.sigma(t), x))
+
+        return output
+
+    def score(self, noise: NoiseSchedule) -> Output:
+        """(x, t) -> gradient of log p_t at x, which is -epsilon / sigma_t."""
+        epsilon = self.output(noise, Prediction.EPSILON)
+        return lambda x, t: -epsilon(x, t) / expand(noise.sigma(t), x)
+
+
+@dataclass(frozen=True)
+class Gaussian(Target):
+    """Every element is N(mean, variance), independently."""
+
+    mean: float = 0.7
+    variance: float = 0.25
+
+    def marginal(self, noise: NoiseSchedule, t: Tensor | float) -> tuple[Tensor, Tensor]:
+        """Mean and variance of an element of x_t."""
+        alpha, sigma = noise.alpha(t), noise.sigma(t)
+        return alpha * self.mean, alpha**2 * self.variance + sigma**2
+
+    def denoiser(self, noise: NoiseSchedule) -> Denoise:
+        def denoise(x: Tensor, t: Tensor) -> Tensor:
+            mean, variance = self.marginal(noise, t)
+            gain = noise.alpha(t) * self.variance / variance
+            return self.mean + expand(gain, x) * (x - expand(mean, x))
+
+        return denoise
+
+    def score(self, noise: NoiseSchedule) -> Output:
+        def score(x: Tensor, t: Tensor) -> Tensor:
+            mean, variance = self.marginal(noise, t)
+            return -(x - expand(mean, x)) / expand(variance, x)
+
+        return score
+
+    def flow_map(self, noise: NoiseSchedule, x: Tensor, t: Tensor | float, s: Tensor | float) -> Tensor:
+        """Where the probability flow takes x from time t to time s: deviations scale with the deviation of p_t."""
+        (mean_t, variance_t), (mean_s, variance_s) = self.marginal(noise, t), self.marginal(noise, s)
+        return expand(mean_s, x) + expand((variance_s / variance_t).sqrt(), x) * (x - expand(mean_t, x))
+
+
+class PointMass(Gaussian):
+    """All data at `value`: the denoiser is constant."""
+
+    def __init__(self, value: float = 0.7) -> None:
+        super().__init__(value, 0.0)
+
+
+@dataclass(frozen=True)
+class Mixture(Target):
+    """A mixture of isotropic Gaussians over whole samples.
+
+    Attributes:
+        weights: [K], summing to 1.
+        means: [K, *shape of a sample].
+        variances: [K].
+    """
+
+    weights: Tensor
+    means: Tensor
+    variances: Tensor
+
+    @staticmethod
+    def two(shape: Sequence[int] = (1,)) -> Mixture:
+        """Unequal weights and widths, so that nothing cancels by symmetry."""
+        means = torch.stack([torch.full(tuple(shape), value, dtype=torch.float64) for value in (-1.0, 0.8)])
+        weights = torch.tensor([0.35, 0.65], dtype=torch.float64)
+        return Mixture(weights, means, torch.tensor([0.05, 0.2], dtype=torch.float64))
+
+    def denoiser(self, noise: NoiseSchedule) -> Denoise:
+        def denoise(x: Tensor, t: Tensor) -> Tensor:
+            y = x.double()[:, None]
+            size = y[0, 0].numel()
+            per_component = (-1, self.weights.shape[0], *[1] * (x.ndim - 1))
+            alpha, sigma = (as_time(v).reshape(-1, 1) for v in (noise.alpha(t), noise.sigma(t)))
+            variance = alpha**2 * self.variances + sigma**2  # [B or 1, K]
+            away = y - alpha.reshape(-1, *[1] * x.ndim) * self.means
+            distance = away.flatten(2).square().sum(-1)
+            belief = (self.weights.log() - 0.5 * (distance / variance + size * variance.log())).softmax(1)
+            gain = (alpha * self.variances / variance).reshape(per_component)
+            each = self.means + gain * away
+            return (belief.reshape(per_component) * each).sum(1).to(x.dtype)
+
+        return denoise
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Independent tokens with known probabilities.
+
+    Attributes:
+        probabilities: [L, V] of the clean tokens; 0 for the mask.
+        mask_token: index of the mask, or None for uniform noise.
+    """
+
+    probabilities: Tensor
+    mask_token: int | None = None
+
+    @staticmethod
+    def random(length: int = 6, vocabulary: int = 5, masked: bool = True, seed: int = 0) -> Tokens:
+        """Random probabilities; the mask, if any, is the last token."""
+        generator = torch.Generator().manual_seed(seed)
+        p = torch.rand(length, vocabulary, generator=generator, dtype=torch.float64) + 0.1
+        if masked:
+            p[:, -1] = 0
+        return Tokens(p / p.sum(-1, keepdim=True), vocabulary - 1 if masked else None)
+
+    def prior(self, rng: SampleRng) -> Tensor:
+        """Tokens at t = 1."""
+        length, vocabulary = self.probabilities.shape
+        if self.mask_token is not None:
+            return torch.full((len(rng.seeds), length), self.mask_token)
+        return (rng.uniform((length,)) * vocabulary).long().clamp(max=vocabulary - 1)
+
+    def denoiser(self, noise: NoiseSchedule) -> Denoise:
+        """(tokens [B, L], t) -> p(x0 given x_t) [B, L, V], exactly, by Bayes' rule."""
+
+        def denoise(x: Tensor, t: Tensor) -> Tensor:
+            vocabulary = self.probabilities.shape[-1]
+            seen = torch.nn.functional.one_hot(x, vocabulary).to(self.probabilities)
+            if self.mask_token is not None:
+                return torch.where((x == self.mask_token)[..., None], self.probabilities, seen)
+            alpha = expand(noise.alpha(t), seen)
+            posterior = self.probabilities * (alpha * seen + (1 - alpha) / vocabulary)
+            return posterior / posterior.sum(-1, keepdim=True)
+
+        return denoise
+
+
+@dataclass(frozen=True)
+class Euler(Solver):
+    """The plain first-order step, for tests that need some solver."""
+
+    noise: NoiseSchedule
+    facts = SolverFacts(order=1)
+
+    def step(
+        self, denoise: Denoise, x: Tensor, t: Tensor, s: Tensor, state: object, rng: SampleRng
+    ) -> tuple[Tensor, object]:
+        del rng
+        return transfer(self.noise, x, denoise(x, t), t, s), state
+
+
+def a_run(**facts: object) -> Run:
+    """A `Run` for tests, with any of its facts replaced."""
+    return Run(**{"modality": "image", "model": "oracle", "run_id": "test", **facts})  # pyright: ignore[reportArgumentType]
+
+
+def drive(
+    solver: Solver,
+    times: Tensor,
+    denoise: Denoise,
+    x: Tensor,
+    seeds: Sequence[int] | None = None,
+    rng: SampleRng | None = None,
+) -> Tensor:
+    """x at the last of `times`: the plain loop, in x's dtype, without an engine."""
+    steps = times.shape[0] - 1
+    rng = rng or SampleRng(tuple(seeds) if seeds is not None else tuple(range(x.shape[0])))
+    run = a_run(steps=steps, batch=x.shape[0], seeds=rng.seeds)
+    if isinstance(solver, AdaptiveSolver):
+        return solver.solve(denoise, x, times[0], times[-1], solver.evaluations(steps), rng)
+    state = solver.init(run)
+    for t, s in zip(times[:-1], times[1:], strict=True):
+        x, state = solver.step(denoise, x, t, s, state, rng)
+    return x
+
+
+def log_snr_times(noise: NoiseSchedule, steps: int, first: float = -4.0, last: float = 4.0) -> Tensor:
+    """[steps + 1] times between two log-SNR values, equally spaced in it: the interior of every schedule."""
+    return noise.time_at(torch.linspace(first, last, steps + 1, dtype=torch.float64))
+
+
+def reference(target: Target, noise: NoiseSchedule, x: Tensor, t: Tensor, s: Tensor, steps: int = 1000) -> Tensor:
+    """The probability flow from t to s by RK4 in half log-SNR, where y = x / alpha obeys dy/dlam = x0 - y."""
+    denoise = target.denoiser(noise)
+    ends = (float(noise.log_snr(t)) / 2, float(noise.log_snr(s)) / 2)
+    lams = torch.linspace(*ends, 2 * steps + 1, dtype=torch.float64)
+    times = noise.time_at(2 * lams)
+
+    def slope(y: Tensor, index: int) -> Tensor:
+        return denoise(noise.alpha(times[index]) * y, times[index]) - y
+
+    y, h = x / noise.alpha(t), float(lams[2] - lams[0])
+    for k in range(0, 2 * steps, 2):
+        a = slope(y, k)
+        b = slope(y + h / 2 * a, k + 1)
+        c = slope(y + h / 2 * b, k + 1)
+        d = slope(y + h * c, k + 2)
+        y = y + h / 6 * (a + 2 * b + 2 * c + d)
+    return y * noise.alpha(s)
+
+
+def errors(
+    solver: Solver, noise: NoiseSchedule, target: Gaussian, steps: Sequence[int], x: Tensor | None = None
+) -> list[float]:
+    """Largest error at the end of the interior, for each number of steps, against the exact flow."""
+    x = torch.tensor([[-1.3], [0.4], [1.9]], dtype=torch.float64) if x is None else x
+    out = []
+    for count in steps:
+        times = log_snr_times(noise, count)
+        x_first = x * expand(noise.sigma(times[0]), x)
+        exact = target.flow_map(noise, x_first, times[0], times[-1])
+        got = drive(solver, times, target.denoiser(noise), x_first)
+        out.append(float((got - exact).abs().max()))
+    return out
+
+
+def slope(steps: Sequence[int], values: Sequence[float]) -> float:
+    """Observed order: minus the slope of log(error) over log(steps), by least squares."""
+    a = torch.tensor([[float(n)] for n in steps], dtype=torch.float64).log()
+    a = torch.cat([a, torch.ones_like(a)], 1)
+    b = torch.tensor([[v] for v in values], dtype=torch.float64).log()
+    return -float(torch.linalg.lstsq(a, b).solution[0, 0])
+
+
+def observed_order(
+    solver_factory: Callable[[NoiseSchedule], Solver],
+    noise: NoiseSchedule,
+    steps: Sequence[int] = (80, 160, 320, 640),
+    target: Gaussian | None = None,
+) -> float:
+    """Order of convergence on analytic Gaussian data, on a log-SNR grid between interior times.
+
+    A deterministic solver is measured on the states it reaches, a stochastic one on the mean and the
+    variance of its samples, which its affine steps determine without any sampling.
+    """
+    target = target or Gaussian()
+    solver = solver_factory(noise)
+    if not solver.facts.stochastic:
+        return slope(steps, errors(solver, noise, target, steps))
+    values = []
+    for count in steps:
+        times = log_snr_times(noise, count)
+        start, exact = target.marginal(noise, times[0]), target.marginal(noise, times[-1])
+        got = moments(solver, times, target.denoiser(noise), *start)
+        values.append(float(sum((g - e).abs() for g, e in zip(got, exact, strict=True))))
+    return slope(steps, values)
+
+
+@dataclass
+class ProbeRng(SampleRng):
+    """Answers draw number `one` with ones and all others with zeros; counts the draws."""
+
+    one: int | None = None
+    draws: int = 0
+    seeds: tuple[int, ...] = field(default=(0,))
+
+    def normal(self, shape: Sequence[int], like: Tensor | None = None) -> Tensor:
+        value = 1.0 if self.draws == self.one else 0.0
+        self.draws += 1
+        out = torch.full((len(self.seeds), *shape), value, dtype=torch.float64)
+        return out if like is None else out.to(like)
+
+
+def affine_step(
+    solver: Solver, denoise: Denoise, t: Tensor, s: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(a, b, variance): on Gaussian data a one-step solver gives x_s = a x + b + noise of that variance.
+
+    Found by probing with x = 0, with x = 1, and with each draw of noise alone.
+    """
+
+    def probe(x: float, one: int | None = None) -> tuple[Tensor, int]:
+        rng = ProbeRng(one=one)
+        state = solver.init(a_run())
+        out, _ = solver.step(denoise, torch.full((1, 1), x, dtype=torch.float64), t, s, state, rng)
+        return out[0, 0], rng.draws
+
+    b, draws = probe(0.0)
+    a = probe(1.0)[0] - b
+    variance = sum(((probe(0.0, one=k)[0] - b) ** 2 for k in range(draws)), torch.zeros_like(b))
+    return a, b, variance
+
+
+def moments(
+    solver: Solver, times: Tensor, denoise: Denoise, mean: Tensor, variance: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Exact mean and variance at the last of `times` of a one-step solver's samples; no sampling."""
+    for t, s in zip(times[:-1], times[1:], strict=True):
+        a, b, fresh = affine_step(solver, denoise, t, s)
+        mean, variance = a * mean + b, a**2 * variance + fresh
+    return mean, variance

@@ -1,0 +1,186 @@
+"""A tiny random transformer with everything needed to generate from it: where wraps are checked."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from suite.calibration import Calibration, Record
+from suite.call import Call, activate
+from suite.denoiser import Cond, Counter, Denoiser, NetworkDenoiser
+from suite.guidance import Guidance
+from suite.manager import Manager
+from suite.mesh import Mesh
+from suite.network import Layout, Network
+from suite.noise import Flow, NoiseSchedule
+from suite.prediction import Prediction
+from suite.rng import SampleRng
+from suite.run import Run
+from suite.sampler import Problem, Sampler, march
+from suite.testing.oracles import Euler, a_run
+from suite.wrap import Wrap, WrapReport
+
+CHANNELS, SIZE, TEXT, WORDS = 4, 8, 16, 5
+
+
+def pixart(seed: int = 0) -> nn.Module:
+    """A PixArt transformer of diffusers with random weights: 4 blocks, width 64, 16 tokens."""
+    from diffusers.models.transformers.pixart_transformer_2d import PixArtTransformer2DModel
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        module = PixArtTransformer2DModel(
+            num_attention_heads=2,
+            attention_head_dim=32,
+            in_channels=CHANNELS,
+            out_channels=CHANNELS,
+            num_layers=4,
+            cross_attention_dim=64,
+            sample_size=SIZE,
+            patch_size=2,
+            caption_channels=TEXT,
+            use_additional_conditions=False,
+        )
+    return module.eval().requires_grad_(False)
+
+
+def forward(module: nn.Module, x: Tensor, time: Tensor, cond: Cond) -> Tensor:
+    """Call a PixArt transformer as `NetworkDenoiser` wants it."""
+    states = cond["encoder_hidden_states"].to(x.dtype)
+    return module(
+        x,
+        encoder_hidden_states=states,
+        encoder_attention_mask=cond["encoder_attention_mask"],
+        timestep=time,
+        added_cond_kwargs={"resolution": None, "aspect_ratio": None},
+        return_dict=False,
+    )[0]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of one generation: x0, what the wrap reported (None without one), and what was counted."""
+
+    x0: Tensor
+    report: WrapReport | None
+    counter: Counter
+
+
+@dataclass
+class Tiny:
+    """One network with noise, prediction and conditionings. Nothing of it is trained."""
+
+    module: nn.Module
+    noise: NoiseSchedule = field(default_factory=Flow)
+    prediction: Prediction = Prediction.FLOW
+    dtype: torch.dtype = torch.float32
+    steps: int = 12
+    guidance: float = 3.0
+
+    @staticmethod
+    def build(seed: int = 0) -> Tiny:
+        """A new one; equal seeds give equal weights."""
+        return Tiny(pixart(seed))
+
+    def copy(self) -> Tiny:
+        """With weights of its own."""
+        return replace(self, module=copy.deepcopy(self.module))
+
+    def to(self, dtype: torch.dtype) -> Tiny:
+        """A copy whose network computes in `dtype`."""
+        return replace(self, module=copy.deepcopy(self.module).to(dtype), dtype=dtype)
+
+    @property
+    def network(self) -> Network:
+        """As the hooks receive it."""
+        return Network(self.module, Layout((CHANNELS, SIZE, SIZE), tokens=(SIZE // 2) ** 2))
+
+    def run(self, seeds: Sequence[int] = (0,), **facts: Any) -> Run:
+        """Facts of a run over these seeds."""
+        base = {"steps": self.steps, "guidance": self.guidance, "batch": len(seeds), "seeds": tuple(seeds)}
+        return a_run(**{**base, "model": "tiny", "dtype": "fp32", **facts})
+
+    def cond(self, seeds: Sequence[int]) -> Mapping[str, Cond]:
+        """Conditionings of both branches; a row depends on its seed only."""
+        rows = SampleRng([1000 + s for s in seeds]).normal((WORDS, TEXT))
+        mask = torch.ones(len(seeds), WORDS)
+        shared = SampleRng([999]).normal((WORDS, TEXT)).expand_as(rows)
+        return {
+            "cond": {"encoder_hidden_states": rows, "encoder_attention_mask": mask},
+            "uncond": {"encoder_hidden_states": shared.clone(), "encoder_attention_mask": mask.clone()},
+        }
+
+    def prior(self, seeds: Sequence[int]) -> Tensor:
+        """x at t = 1."""
+        return SampleRng(seeds).normal((CHANNELS, SIZE, SIZE))
+
+    def calibration(self) -> Calibration:
+        """Records of a plain run over as many samples as there are prompts."""
+
+        def record(prompts: Sequence[str]) -> list[Record]:
+            records: list[Record] = []
+
+            class Recorder:
+                def __init__(self, inner: Denoiser) -> None:
+                    self.inner = inner
+
+                def denoise(self, x: Tensor, t: Tensor, cond: Cond, call: Call) -> Tensor:
+                    records.append(Record(x.clone(), t.clone(), cond, call))
+                    return self.inner.denoise(x, t, cond, call)
+
+            wrap = Wrap(report=lambda: WrapReport(0, "", reason="records only"), denoiser=Recorder)
+            self.generate(range(len(prompts)), wrap)
+            return records
+
+        return Calibration(("one", "two"), record)
+
+    def wrap(
+        self, manager: Manager, hook: str, run: Run | None = None, mesh: Mesh | None = None
+    ) -> Wrap | None:
+        """The answer of the manager's plugin for one of the three collecting hooks; on a mesh of one by default."""
+        run = run or self.run()
+        (active,) = manager.of(hook)
+        if hook == "compress":
+            return manager.compress(self.network, self.calibration(), run, active)
+        if hook == "parallelize":
+            return manager.parallelize(self.network, mesh or Mesh(), run, active)
+        return manager.cache(self.network, run, active)
+
+    def denoiser(self, wrap: Wrap | None = None, counter: Counter | None = None) -> Denoiser:
+        """The network as a denoiser, with the wrap's network and denoiser parts applied."""
+        module = wrap.network(self.module) if wrap and wrap.network else self.module
+        counter = counter or Counter()
+        denoiser: Denoiser = NetworkDenoiser(
+            module, forward, self.noise, self.prediction, self.dtype, counter
+        )
+        return wrap.denoiser(denoiser) if wrap and wrap.denoiser else denoiser
+
+    @torch.inference_mode()
+    def generate(
+        self, seeds: Sequence[int] = (0,), wrap: Wrap | None = None, *, batched: bool = True, run: Run | None = None
+    ) -> Outcome:
+        """Generate with Euler's step; undoes nothing."""
+        seeds = tuple(seeds)
+        run = run or self.run(seeds)
+        counter = Counter()
+        guided = Guidance(run.guidance, run.guidance_interval, batched).wrap(self.denoiser(wrap, counter))
+        sampler: Sampler = wrap.sampler(march) if wrap and wrap.sampler else march
+        times = torch.linspace(1, 0, run.steps + 1, dtype=torch.float64)
+        x = self.prior(seeds).to(torch.float64 if self.dtype is torch.float64 else torch.float32)
+        solver = Euler(self.noise)
+        rng = SampleRng(seeds)
+        x0 = sampler(Problem(x, times, guided, self.cond(seeds), solver, self.noise, rng, run))
+        return Outcome(x0, wrap.report() if wrap else None, counter)
+
+    @torch.inference_mode()
+    def once(self, module: nn.Module, seeds: Sequence[int] = (0,)) -> Tensor:
+        """One plain evaluation of a module on this problem's input, as the engine would make it."""
+        call = Call(0, self.steps, 1.0, 1 - 1 / self.steps, run_id="once")
+        with activate(call):
+            time = self.noise.time_input(torch.ones(len(seeds), dtype=torch.float64)).float()
+            return forward(module, self.prior(seeds).to(self.dtype), time, self.cond(seeds)["cond"])
