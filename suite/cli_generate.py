@@ -37,13 +37,16 @@ Solvers = Annotated[
     list[str] | None, typer.Option("--solver", metavar=PLUGIN, help="How to get from one time to the next.")
 ]
 Caches = Annotated[
-    list[str] | None, typer.Option("--cache", metavar=PLUGIN, help="What to reuse between steps; repeatable, `none` drops the recipe's.")
+    list[str] | None,
+    typer.Option("--cache", metavar=PLUGIN, help="What to reuse between steps; repeatable, `none` drops the recipe's."),
 ]
 Compress = Annotated[
-    list[str] | None, typer.Option("--compress", metavar=PLUGIN, help="How to shrink the network; repeatable, likewise.")
+    list[str] | None,
+    typer.Option("--compress", metavar=PLUGIN, help="How to shrink the network; repeatable, likewise."),
 ]
 Parallelize = Annotated[
-    list[str] | None, typer.Option("--parallelize", metavar=PLUGIN, help="How to use several ranks; repeatable, likewise.")
+    list[str] | None,
+    typer.Option("--parallelize", metavar=PLUGIN, help="How to use several ranks; repeatable, likewise."),
 ]
 RecipeName = Annotated[
     str | None, typer.Option("--recipe", metavar="FILE_OR_NAME", help="A recipe; options above go over it.")

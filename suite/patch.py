@@ -21,7 +21,13 @@ class Patches:
         self._undo: list[tuple[nn.Module, Forward | None]] = []
 
     def replace(self, module: nn.Module, make: Callable[[Forward], Forward]) -> None:
-        """Call `make(current forward)` and install what it returns."""
+        """Call `make(current forward)` and install what it returns.
+
+        Raises:
+            ValueError: this wrap has replaced the module's forward before: a wrap was applied twice.
+        """
+        if any(module is seen for seen, _ in self._undo):
+            raise ValueError(f"the forward of this {type(module).__name__} was replaced before by the same wrap")
         previous = module.__dict__.get("forward")
         replacement = make(module.forward)
         self._undo.append((module, previous))

@@ -201,6 +201,13 @@ BOOK: tuple[Rule, ...] = (
         "reasoning",
     ),
     _rule(
+        "C38c",
+        ["adaptive-grid", "step-reuse"],
+        Verdict.FORBID,
+        "the solver picks its own times within one step of the engine, so a cache has no steps to count",
+        "reasoning",
+    ),
+    _rule(
         "C38b",
         ["adaptive-grid", "optimised-grid"],
         Verdict.FORBID,

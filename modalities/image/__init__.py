@@ -5,24 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 from PIL import Image as Pictures
 from PIL import UnidentifiedImageError
 from PIL.PngImagePlugin import PngImageFile, PngInfo
-from torch import Tensor, nn
 
-from suite import noise
-from suite.denoiser import Cond
 from suite.errors import ConfigError
-from suite.modalities.shared import text_encoder
 from suite.modality import Modality
-from suite.models import ModelFolder
-from suite.network import Layout, Network
-from suite.prediction import Prediction
-from suite.rng import SampleRng
-from suite.weights import load_network
+
+if TYPE_CHECKING:  # the file endings are checked before torch is loaded
+    import torch
+    from torch import Tensor, nn
+
+    from suite.denoiser import Cond
+    from suite.models import ModelFolder
+    from suite.rng import SampleRng
 
 KEY = "suite"
 PATCHED = "transformer"
@@ -35,6 +33,11 @@ class Image(Modality):
     suffixes: ClassVar[tuple[str, ...]] = (".png",)
 
     def __init__(self, folder: ModelFolder, device: str, dtype: torch.dtype) -> None:
+        from suite import noise
+        from suite.network import Layout, Network
+        from suite.prediction import Prediction
+        from suite.weights import load_network
+
         self.folder = folder
         self.device = device
         kind = str(folder.fact("network"))
@@ -56,6 +59,10 @@ class Image(Modality):
 
     def encode(self, prompts: Sequence[str], negative: str = "") -> Mapping[str, Cond]:
         """Token states [B, L, 384] and their mask [B, L]; the unconditional branch is the negative prompt's."""
+        import torch
+
+        from suite.modalities.shared import text_encoder
+
         unique = list(dict.fromkeys([*prompts, negative]))
         encoded = text_encoder.encode(unique, self._length).to(self.device)
         row = {prompt: i for i, prompt in enumerate(unique)}
@@ -83,6 +90,8 @@ class Image(Modality):
 
     def decode(self, x0: Tensor) -> list[Pictures.Image]:
         """RGB pictures, one a row."""
+        import torch
+
         levels = ((x0.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
         return [Pictures.fromarray(row.numpy()) for row in levels.cpu()]
 
@@ -114,6 +123,8 @@ class Image(Modality):
 
 def as_tensor(pictures: Sequence[Pictures.Image]) -> Tensor:
     """uint8 [N, 3, H, W] of equally large pictures."""
+    import torch
+
     rows = [torch.frombuffer(bytearray(p.convert("RGB").tobytes()), dtype=torch.uint8) for p in pictures]
     return torch.stack([r.reshape(p.height, p.width, 3) for r, p in zip(rows, pictures, strict=True)]).permute(
         0, 3, 1, 2

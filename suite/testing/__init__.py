@@ -1,10 +1,10 @@
 """What a plugin's author tests with: exact oracles, and a conformance kit that knows the five hooks.
 
-    from suite.testing import parametrize_with_checks
+from suite.testing import parametrize_with_checks
 
-    @parametrize_with_checks({"my-cache": MyCache})
-    def test_conformance(check):
-        check()
+@parametrize_with_checks({"my-cache": MyCache})
+def test_conformance(check):
+    check()
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ A check raises AssertionError whose message begins with the plugin's and the che
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import inspect
 import os
@@ -36,7 +35,7 @@ from suite.recipe import Named, Recipe
 from suite.rng import SampleRng
 from suite.schedule import Schedule, check_timesteps
 from suite.solver import AdaptiveSolver, Denoise, Solver
-from suite.testing.oracles import Gaussian, Mixture, PointMass, Tokens, a_run, drive, moments, observed_order
+from suite.testing.oracles import Mixture, PointMass, Tokens, a_run, drive, moments, observed_order
 from suite.testing.tiny import Outcome, Tiny
 from suite.wrap import Wrap
 
@@ -178,7 +177,9 @@ def parametrize_with_checks(
             marks = [pytest.mark.xfail(reason=reason, strict=True, raises=AssertionError)] if reason else []
             parameters.append(pytest.param(check, id=check.id, marks=marks))
     if unknown := sorted(expected.keys() - known):
-        raise ConfigError(f"expected_failed_checks: there is no check {unknown[0]!r}; checks: {', '.join(sorted(known))}")
+        raise ConfigError(
+            f"expected_failed_checks: there is no check {unknown[0]!r}; checks: {', '.join(sorted(known))}"
+        )
     return pytest.mark.parametrize("check", parameters)
 
 
@@ -394,7 +395,9 @@ def check_solver_is_exact_on_a_constant(subject: Subject) -> None:
             mean, variance = target.marginal(noise, times[0])
             if solver.facts.adaptive or not solver.facts.stochastic:
                 x = mean + variance.sqrt() * torch.tensor([[-1.2], [0.3], [2.0]], dtype=torch.float64)
-                error = (drive(solver, times, target.denoiser(noise), x) - target.flow_map(noise, x, *times[[0, -1]])).abs()
+                error = (
+                    drive(solver, times, target.denoiser(noise), x) - target.flow_map(noise, x, *times[[0, -1]])
+                ).abs()
                 assert error.max() < 1e-10, f"{where}: off by {float(error.max()):.2g}"
             else:
                 got = torch.stack(moments(solver, times, target.denoiser(noise), mean, variance))
@@ -413,7 +416,9 @@ def check_solver_has_its_order(subject: Subject) -> None:
             return
         got = observed_order(lambda n: subject.solver(n), noise)
         assert got > facts.order - ORDER_TOLERANCE, f"{noise.family}: order {got:.2f}, claimed {facts.order}"
-        assert got < facts.order + 1 - ORDER_TOLERANCE, f"{noise.family}: order {got:.2f}, so claim more than {facts.order}"
+        assert got < facts.order + 1 - ORDER_TOLERANCE, (
+            f"{noise.family}: order {got:.2f}, so claim more than {facts.order}"
+        )
 
 
 @_of("solver")

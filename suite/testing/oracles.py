@@ -291,9 +291,7 @@ class ProbeRng(SampleRng):
         return out if like is None else out.to(like)
 
 
-def affine_step(
-    solver: Solver, denoise: Denoise, t: Tensor, s: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def affine_step(solver: Solver, denoise: Denoise, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(a, b, variance): on Gaussian data a one-step solver gives x_s = a x + b + noise of that variance.
 
     Found by probing with x = 0, with x = 1, and with each draw of noise alone.
@@ -311,9 +309,7 @@ def affine_step(
     return a, b, variance
 
 
-def moments(
-    solver: Solver, times: Tensor, denoise: Denoise, mean: Tensor, variance: Tensor
-) -> tuple[Tensor, Tensor]:
+def moments(solver: Solver, times: Tensor, denoise: Denoise, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
     """Exact mean and variance at the last of `times` of a one-step solver's samples; no sampling."""
     for t, s in zip(times[:-1], times[1:], strict=True):
         a, b, fresh = affine_step(solver, denoise, t, s)

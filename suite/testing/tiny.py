@@ -139,9 +139,7 @@ class Tiny:
 
         return Calibration(("one", "two"), record)
 
-    def wrap(
-        self, manager: Manager, hook: str, run: Run | None = None, mesh: Mesh | None = None
-    ) -> Wrap | None:
+    def wrap(self, manager: Manager, hook: str, run: Run | None = None, mesh: Mesh | None = None) -> Wrap | None:
         """The answer of the manager's plugin for one of the three collecting hooks; on a mesh of one by default."""
         run = run or self.run()
         (active,) = manager.of(hook)
@@ -155,9 +153,7 @@ class Tiny:
         """The network as a denoiser, with the wrap's network and denoiser parts applied."""
         module = wrap.network(self.module) if wrap and wrap.network else self.module
         counter = counter or Counter()
-        denoiser: Denoiser = NetworkDenoiser(
-            module, forward, self.noise, self.prediction, self.dtype, counter
-        )
+        denoiser: Denoiser = NetworkDenoiser(module, forward, self.noise, self.prediction, self.dtype, counter)
         return wrap.denoiser(denoiser) if wrap and wrap.denoiser else denoiser
 
     @torch.inference_mode()

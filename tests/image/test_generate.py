@@ -60,7 +60,9 @@ def test_guidance_interval_saves_evaluations():
 @pytest.mark.parametrize("cache", ["fora:interval=1", "first-block:threshold=0"])
 def test_caches_at_their_off_setting_change_nothing(plain, cache):
     with Engine.from_recipe(make(cache=cache), allow_noop=True) as engine:
-        assert torch.equal(pixels(engine.generate("a red apple", seed=3))[0], pixels(plain.generate("a red apple", seed=3))[0])
+        assert torch.equal(
+            pixels(engine.generate("a red apple", seed=3))[0], pixels(plain.generate("a red apple", seed=3))[0]
+        )
     with Engine.from_recipe(make(cache=cache)) as engine, pytest.raises(NoOpError, match="did nothing"):
         engine.generate("a red apple")
 
@@ -100,7 +102,9 @@ def test_saved_picture_carries_all_that_is_needed_to_make_it_again(plain, tmp_pa
     assert metadata["index"] == 1
     report = metadata["suite"]
     assert json.dumps(report)
-    again = Engine.from_recipe(report["recipe"], model=report["model"]).generate_batch(report["prompts"], report["seeds"])
+    again = Engine.from_recipe(report["recipe"], model=report["model"]).generate_batch(
+        report["prompts"], report["seeds"]
+    )
     with Pictures.open(files[1]) as picture:
         assert picture.tobytes() == again.artifacts[1].tobytes()
 

@@ -1,0 +1,105 @@
+"""Guidance: on x0 it is what it is on epsilon, and it evaluates no branch that it does not use."""
+
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from torch import Tensor
+
+from suite.call import Call
+from suite.denoiser import Cond, rows
+from suite.errors import ConfigError
+from suite.guidance import Guidance
+from suite.noise import VE, Cosine, Flow, NoiseSchedule, VPLinear
+from suite.prediction import Prediction, from_x0
+from suite.testing import Gaussian
+
+X = torch.linspace(-2, 2, 8, dtype=torch.float64)[:, None]
+
+
+@dataclass
+class Oracle:
+    """A denoiser whose data are Gaussian around the conditioning."""
+
+    noise: NoiseSchedule
+    calls: list[Call] = field(default_factory=list)
+
+    def denoise(self, x: Tensor, t: Tensor, cond: Cond, call: Call) -> Tensor:
+        self.calls.append(call)
+        plain = Gaussian(0.0, 0.25).denoiser(self.noise)
+        shift = cond["mean"]
+        return plain(x - self.noise.alpha(t) * shift, t) + shift
+
+
+def conds(batch: int = 8) -> dict[str, Cond]:
+    ramp = torch.arange(batch, dtype=torch.float64)[:, None]
+    return {"cond": {"mean": 0.5 + 0.1 * ramp, "flag": None}, "uncond": {"mean": -0.2 * ramp, "flag": None}}
+
+
+def call(t: float = 0.5) -> Call:
+    return Call(3, 10, t, t - 0.1, run_id="r")
+
+
+@pytest.mark.parametrize("noise", [VPLinear(), VE(), Flow(), Cosine()], ids=lambda n: n.family)
+def test_on_x0_is_on_epsilon(noise: NoiseSchedule) -> None:
+    t = noise.time_at(torch.tensor(0.5, dtype=torch.float64))
+    scale, oracle, both = 7.5, Oracle(noise), conds()
+    x0 = Guidance(scale).wrap(oracle).denoise(X, t, both, call())
+    alpha, sigma = noise.alpha(t), noise.sigma(t)
+    eps = {b: from_x0(Prediction.EPSILON, oracle.denoise(X, t, both[b], call()), X, alpha, sigma) for b in both}
+    guided = eps["uncond"] + scale * (eps["cond"] - eps["uncond"])
+    torch.testing.assert_close(from_x0(Prediction.EPSILON, x0, X, alpha, sigma), guided, rtol=1e-14, atol=1e-14)
+
+
+def test_batched_is_separate() -> None:
+    t = torch.tensor(0.5, dtype=torch.float64)
+    one, two = Oracle(Flow()), Oracle(Flow())
+    together = Guidance(3.0).wrap(one).denoise(X, t, conds(), call())
+    apart = Guidance(3.0, batched=False).wrap(two).denoise(X, t, conds(), call())
+    assert torch.equal(together, apart)
+    assert [c.branch for c in one.calls] == ["cond+uncond"]
+    assert one.calls[0].branches == ("cond", "uncond")
+    assert [c.branch for c in two.calls] == ["cond", "uncond"]
+    assert {(c.step, c.t, c.run_id) for c in (*one.calls, *two.calls)} == {(3, 0.5, "r")}
+
+
+def test_batched_times_follow_their_rows() -> None:
+    t = torch.linspace(0.1, 0.9, 8, dtype=torch.float64)
+    seen = []
+
+    class Spy:
+        def denoise(self, x: Tensor, t: Tensor, cond: Cond, call: Call) -> Tensor:
+            seen.append(t)
+            return x
+
+    Guidance(3.0).wrap(Spy()).denoise(X, t, conds(), call(0.9))
+    assert torch.equal(seen[0], torch.cat([t, t]))
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 3.0])
+def test_scale_one_evaluates_one_branch(scale: float) -> None:
+    oracle = Oracle(Flow())
+    out = Guidance(scale).wrap(oracle).denoise(X, torch.tensor(0.5).double(), conds(), call())
+    assert oracle.calls[0].branch == ("cond" if scale == 1 else "cond+uncond")
+    if scale != 3:
+        branch = "cond" if scale == 1 else "uncond"
+        plain = Oracle(Flow()).denoise(X, torch.tensor(0.5).double(), conds()[branch], call())
+        torch.testing.assert_close(out, plain, rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize(("t", "acts"), [(0.19, False), (0.2, True), (0.5, True), (0.8, True), (0.81, False)])
+def test_interval(t: float, acts: bool) -> None:
+    oracle = Oracle(Flow())
+    Guidance(3.0, (0.2, 0.8)).wrap(oracle).denoise(X, torch.tensor(t).double(), conds(), call(t))
+    assert len(oracle.calls[0].branches) == (2 if acts else 1)
+
+
+@pytest.mark.parametrize("interval", [(0.8, 0.2), (-0.1, 0.5), (0.5, 1.1)])
+def test_interval_must_lie_in_time(interval: tuple[float, float]) -> None:
+    with pytest.raises(ConfigError, match="two increasing times"):
+        Guidance(3.0, interval)
+
+
+def test_rows_of_a_conditioning() -> None:
+    part = rows(conds()["cond"], 2, 4)
+    assert part["mean"].shape == (2, 1) and part["flag"] is None

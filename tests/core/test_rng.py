@@ -1,0 +1,42 @@
+"""Random numbers: one stream a sample, so a sample does not depend on its neighbours."""
+
+import torch
+
+from suite.rng import SampleRng
+
+
+def test_a_row_depends_on_its_seed_only() -> None:
+    together, alone = SampleRng((3, 1, 2)), SampleRng((1,))
+    for _ in range(3):
+        assert torch.equal(together.normal((4, 5))[1], alone.normal((4, 5))[0])
+        assert torch.equal(together.uniform((7,))[1], alone.uniform((7,))[0])
+
+
+def test_equal_seeds_give_equal_rows() -> None:
+    rows = SampleRng((5, 5, 6)).normal((8,))
+    assert torch.equal(rows[0], rows[1]) and not torch.equal(rows[0], rows[2])
+
+
+def test_the_global_generator_is_left_alone() -> None:
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    first = SampleRng((0,)).normal((4,))
+    assert torch.equal(before, torch.get_rng_state())
+    torch.manual_seed(1)
+    assert torch.equal(first, SampleRng((0,)).normal((4,)))
+
+
+def test_draws_differ_and_have_unit_variance() -> None:
+    rng = SampleRng(range(4))
+    one, two = rng.normal((4096,)), rng.normal((4096,))
+    assert not torch.equal(one, two)
+    assert abs(float(one.mean())) < 0.03 and abs(float(one.var()) - 1) < 0.05
+    u = rng.uniform((4096,))
+    assert float(u.min()) >= 0 and float(u.max()) < 1
+
+
+def test_dtype_does_not_change_the_numbers() -> None:
+    x = torch.zeros(2, 3, dtype=torch.float64)
+    wide, plain = SampleRng((0, 1)).normal_like(x), SampleRng((0, 1)).normal((3,))
+    assert wide.dtype is torch.float64 and torch.equal(wide.float(), plain)
+    assert SampleRng((0, 1)).uniform((3,), like=x).dtype is torch.float64

@@ -1,0 +1,29 @@
+"""Every plugin in the distribution's own entry-point table passes the kit that third parties use."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from suite.discovery import Entry
+from suite.testing import Check, parametrize_with_checks
+
+ROOT = Path(__file__).resolve().parents[2]
+TABLE = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["entry-points"]["suite"]
+BROKEN: dict[str, str] = {}
+PLUGINS: dict[str, type] = {}
+for name, target in TABLE.items():
+    try:
+        PLUGINS[name] = Entry(name, target, "efficient-diffusion-suite", "this").load()
+    except Exception as error:  # one that cannot be loaded must not hide the others
+        BROKEN[name] = str(error)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_loads(name: str) -> None:
+    assert name not in BROKEN, BROKEN[name]
+
+
+@parametrize_with_checks(PLUGINS)
+def test_conformance(check: Check) -> None:
+    check()
