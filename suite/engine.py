@@ -271,6 +271,7 @@ class Engine:
                 x0 = self._sample(
                     run, cond, [w for _, w in chain if w], counter, on_step or (lambda step: None), network
                 )
+            self._add_up(counter)
             clock.lap("sample")
         finally:
             for _, wrap in reversed(chain[len(self._loaded) :]):
@@ -281,6 +282,13 @@ class Engine:
         clock.lap("decode")
         plugins = self._plugin_reports(chain)
         return Result(artifacts, self._report(run, prompts, negative, counter, clock.laps, plugins), self.modality)
+
+    def _add_up(self, counter: Counter) -> None:
+        """Evaluations of all ranks: `nfe` is their sum, `depth` the longest."""
+        if self.mesh.size > 1:
+            mine = torch.tensor([counter.nfe, float(counter.depth)], device=self.device)
+            every = torch.stack(self.mesh.all_gather(mine))
+            counter.nfe, counter.depth = float(every[:, 0].sum()), int(every[:, 1].max())
 
     def stream(
         self, prompts: Sequence[str], seeds: Sequence[int], *, batch: int = 8, **options: Any

@@ -33,6 +33,18 @@ from suite.modalities.shared.training import train as run_training
 EXPORT = "model"
 """Sub-folder of a run that gets the finished model."""
 
+CLASSES = {"transformer": "PixArtTransformer2DModel", "unet": "UNet2DConditionModel"}
+"""diffusers' class of each kind of network."""
+
+PIPELINES = {
+    "transformer": ("PixArtAlphaPipeline", ("tokenizer", "text_encoder", "vae")),
+    "unet": (
+        "StableDiffusionPipeline",
+        ("tokenizer", "text_encoder", "vae", "safety_checker", "feature_extractor", "image_encoder"),
+    ),
+}
+"""diffusers' pipeline that opens a folder, and the parts of it that the folder does not hold."""
+
 
 @dataclass(frozen=True)
 class Batches:
@@ -96,11 +108,10 @@ def build(config: ImageTraining) -> nn.Module:
     """The network that the configuration describes, with fresh weights."""
     import diffusers
 
-    kinds = {"transformer": "PixArtTransformer2DModel", "unet": "UNet2DConditionModel"}
     try:
-        return getattr(diffusers, kinds[config.network])(**config.model)
+        return getattr(diffusers, CLASSES[config.network])(**config.model)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"model: {kinds[config.network]} refuses these settings: {error}") from error
+        raise ConfigError(f"model: {CLASSES[config.network]} refuses these settings: {error}") from error
 
 
 def make_batches(data: ImageData, config: ImageTraining, device: torch.device) -> Batches:
@@ -222,7 +233,7 @@ def export_state(state: TrainState, config: ImageTraining, out: Path, log: Path 
 
 
 def export(weights: Mapping[str, Tensor], config: ImageTraining, out: Path, log: Path | None = None) -> Path:
-    """Write a model folder: transformer/ or unet/ in float16, suite.json, loss.csv.
+    """Write a model folder: transformer/ or unet/ in float16, suite.json, diffusers' pipeline files, loss.csv.
 
     An existing folder keeps its other files. Raises ConfigError when weights do not fit float16.
     """
@@ -235,6 +246,7 @@ def export(weights: Mapping[str, Tensor], config: ImageTraining, out: Path, log:
     shutil.rmtree(partial, ignore_errors=True)
     network.half().save_pretrained(partial / config.network, safe_serialization=True)  # pyright: ignore[reportCallIssue]
     (partial / "suite.json").write_text(json.dumps(description(config), indent=2) + "\n")
+    write_pipeline(partial, config)
     if log is not None and log.is_file():
         shutil.copy(log, partial / "loss.csv")
     out.mkdir(parents=True, exist_ok=True)
@@ -245,6 +257,25 @@ def export(weights: Mapping[str, Tensor], config: ImageTraining, out: Path, log:
         os.replace(item, target)
     partial.rmdir()
     return out
+
+
+def write_pipeline(folder: Path, config: ImageTraining) -> None:
+    """model_index.json and scheduler/, so that a diffusers pipeline opens the folder.
+
+    There are no text encoder, tokenizer and VAE in it: pass them as None, and prompts as `prompt_embeds`.
+    """
+    import diffusers
+
+    pipeline, absent = PIPELINES[config.network]
+    index: dict[str, Any] = {"_class_name": pipeline, "_diffusers_version": diffusers.__version__}
+    index |= {part: [None, None] for part in absent}
+    index["scheduler"] = ["diffusers", "DPMSolverMultistepScheduler"]
+    index[config.network] = ["diffusers", CLASSES[config.network]]
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    scheduler = diffusers.DPMSolverMultistepScheduler(
+        prediction_type="sample", use_flow_sigmas=True, algorithm_type="dpmsolver++", final_sigmas_type="zero"
+    )
+    scheduler.save_config(folder / "scheduler")
 
 
 def description(config: ImageTraining) -> dict[str, Any]:

@@ -41,7 +41,7 @@ from suite.wrap import Wrap
 
 #: Every family of real-valued noise, one member each.
 CONTINUOUS: tuple[NoiseSchedule, ...] = (
-    VPLinear(), Cosine(), Sqrt(), Sigmoid(), Laplace(), VPTable.named("scaled_linear"), VE(), Flow(), TrigFlow(),
+    VPLinear(), Cosine(), Sqrt(), Sigmoid(), Laplace(), VPTable.named("scaled_linear", 100), VE(), Flow(), TrigFlow(),
 )  # fmt: skip
 #: The kinds of end points: alpha(1) > 0 and = 0, alpha = 1 throughout, sigma(0) > 0.
 ENDS: tuple[NoiseSchedule, ...] = (VPLinear(), Cosine(), VE(), Flow(), TrigFlow(), Sqrt())
@@ -168,7 +168,11 @@ def parametrize_with_checks(
         expected_failed_checks: name of a check, or `plugin-check`, -> why it fails. Such a check must fail.
     """
     expected = dict(expected_failed_checks or {})
-    named = list(plugins.items()) if isinstance(plugins, Mapping) else [(None, p) for p in plugins]
+    named: list[tuple[str | None, type | Plugin]] = []
+    if isinstance(plugins, Mapping):
+        named.extend(plugins.items())
+    else:
+        named.extend((None, p) for p in plugins)
     parameters, known = [], set()
     for name, plugin in named:
         for check in checks_for(plugin, name):
@@ -237,8 +241,8 @@ def check_import_is_light(subject: Subject) -> None:
 def check_options_round_trip(subject: Subject) -> None:
     """Options written as text and as YAML are read back equal; an unknown one is refused."""
     cls, values = subject.cls, {k: getattr(subject.plugin, k) for k in options_of(subject.cls)}
-    # An empty sequence has no text; leaving the option out says it.
-    written = {k: v for k, v in values.items() if not (isinstance(v, list | tuple) and not v)}
+    # An empty text or sequence cannot be written; leaving the option out says it.
+    written = {k: v for k, v in values.items() if not (isinstance(v, str | list | tuple) and not v)}
     named = Named.parse(str(Named(subject.name, written)))
     assert build(cls, named.options, name=subject.name) == subject.plugin, f"{named} is read back differently"
     for hook in implemented_hooks(cls):
@@ -679,12 +683,37 @@ def check_wrap_off_setting_is_plain(subject: Subject, hook: str) -> None:
     assert outcome.report is None or outcome.report.did == 0, f"{text} reports did = {outcome.report.did}"
 
 
-@dataclass
-class _Meeting:
-    """Where threads that play ranks exchange tensors."""
+class _RanksDiffer(Exception):
+    """A rank waits for a collective that another one has finished without."""
 
-    barrier: threading.Barrier
-    left: dict[int, Tensor]
+
+class _Meeting:
+    """Where threads that play ranks exchange tensors; it never hangs."""
+
+    def __init__(self, size: int) -> None:
+        self.left: list[Tensor | None] = [None] * size
+        self._arrivals = [0] * size
+        self._gone = [False] * size
+        self._changed = threading.Condition()
+
+    def wait(self, rank: int) -> None:
+        """Until every rank has come as often as this one; _RanksDiffer if one never will."""
+        with self._changed:
+            self._arrivals[rank] += 1
+            mine = self._arrivals[rank]
+            self._changed.notify_all()
+
+            def missing() -> list[bool]:
+                return [gone for gone, n in zip(self._gone, self._arrivals, strict=True) if n < mine]
+
+            self._changed.wait_for(lambda: not missing() or any(missing()))
+            if missing():
+                raise _RanksDiffer
+
+    def leave(self, rank: int) -> None:
+        with self._changed:
+            self._gone[rank] = True
+            self._changed.notify_all()
 
 
 @dataclass(frozen=True)
@@ -696,17 +725,17 @@ class _ThreadMesh(Mesh):
     def all_gather(self, x: Tensor) -> list[Tensor]:
         self.meeting.left[self.rank] = x
         self.barrier()
-        parts = [self.meeting.left[rank].clone() for rank in range(self.size)]
+        parts = [part.clone() for part in self.meeting.left if part is not None]
         self.barrier()
         return parts
 
     def barrier(self) -> None:
-        self.meeting.barrier.wait()
+        self.meeting.wait(self.rank)
 
 
 def _on_ranks(subject: Subject, hook: str, size: int = 2) -> list[Outcome]:
     """The outcome of each rank; ranks that wait for different collectives are an error, not a hang."""
-    meeting = _Meeting(threading.Barrier(size, timeout=60), {})
+    meeting = _Meeting(size)
 
     def rank(index: int) -> Outcome:
         try:
@@ -714,19 +743,17 @@ def _on_ranks(subject: Subject, hook: str, size: int = 2) -> list[Outcome]:
             run = tiny.run((0, 1), world=size)
             mesh = _ThreadMesh(index, size, meeting=meeting)
             return tiny.generate((0, 1), tiny.wrap(subject.manager(hook), hook, run, mesh), run=run)
-        except BaseException:
-            meeting.barrier.abort()
-            raise
+        finally:
+            meeting.leave(index)
 
     with ThreadPoolExecutor(size) as pool:
         ranks = [pool.submit(rank, index) for index in range(size)]
-    errors = [r.exception() for r in ranks]
-    # A broken barrier is only the echo of another rank's error.
-    errors.sort(key=lambda e: isinstance(e, threading.BrokenBarrierError))
-    if isinstance(errors[0], threading.BrokenBarrierError):
-        raise AssertionError("the ranks wait for different collectives") from errors[0]
-    if errors[0] is not None:
-        raise errors[0]
+    errors = [e for r in ranks if (e := r.exception()) is not None]
+    # That a rank waits in vain is only the echo of another rank's error, if there is one.
+    for error in sorted(errors, key=lambda e: isinstance(e, _RanksDiffer)):
+        if isinstance(error, _RanksDiffer):
+            raise AssertionError("the ranks wait for different collectives") from error
+        raise error
     return [r.result() for r in ranks]
 
 

@@ -6,6 +6,7 @@ of accuracy, variance and exactness are facts, not impressions.
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -199,7 +200,7 @@ def drive(
     if isinstance(solver, AdaptiveSolver):
         return solver.solve(denoise, x, times[0], times[-1], solver.evaluations(steps), rng)
     state = solver.init(run)
-    for t, s in zip(times[:-1], times[1:], strict=True):
+    for t, s in itertools.pairwise(times):
         x, state = solver.step(denoise, x, t, s, state, rng)
     return x
 
@@ -311,7 +312,7 @@ def affine_step(solver: Solver, denoise: Denoise, t: Tensor, s: Tensor) -> tuple
 
 def moments(solver: Solver, times: Tensor, denoise: Denoise, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
     """Exact mean and variance at the last of `times` of a one-step solver's samples; no sampling."""
-    for t, s in zip(times[:-1], times[1:], strict=True):
+    for t, s in itertools.pairwise(times):
         a, b, fresh = affine_step(solver, denoise, t, s)
         mean, variance = a * mean + b, a**2 * variance + fresh
     return mean, variance

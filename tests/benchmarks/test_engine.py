@@ -118,7 +118,10 @@ def test_start_up():
             subprocess.run([sys.executable, "-m", "suite.cli", *command], check=True, capture_output=True)
             values.append(time.perf_counter() - start)
         print(f"suite {' '.join(command):14} {spread(values)} s")
-    code = "from suite import Engine; print(Engine.from_recipe('balanced').generate('a red apple').report.peak_memory_bytes)"
+    code = (
+        "from suite import Engine; "
+        "print(Engine.from_recipe('balanced').generate('a red apple').report.peak_memory_bytes)"
+    )
     out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     print(f"peak memory of one picture: {int(out) / 2**20:.0f} MiB")
 

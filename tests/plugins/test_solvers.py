@@ -1,5 +1,6 @@
 """First-party solvers: order, variance, and equality with diffusers, on targets that are known exactly."""
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -69,7 +70,7 @@ def test_ddim_is_euler_in_ve_coordinates(noise: NoiseSchedule) -> None:
     times = torch.linspace(0.95, 0.05, 31, dtype=torch.float64)
     denoise = Mixture.two().denoiser(noise)
     y = X / noise.alpha(times[0])
-    for t, s in zip(times[:-1], times[1:], strict=True):
+    for t, s in itertools.pairwise(times):
         r_t, r_s = (noise.sigma(u) / noise.alpha(u) for u in (t, s))
         y = y + (r_s - r_t) * (y - denoise(noise.alpha(t) * y, t)) / r_t
     got = drive(ddim(noise), times, denoise, X)
@@ -80,7 +81,7 @@ def test_flow_euler_is_ddim() -> None:
     times = torch.linspace(1, 0, 21, dtype=torch.float64)
     velocity = Mixture.two().output(Flow(), Prediction.FLOW)
     x = X
-    for t, s in zip(times[:-1], times[1:], strict=True):
+    for t, s in itertools.pairwise(times):
         x = x + (s - t) * velocity(x, t)
     torch.testing.assert_close(drive(ddim(Flow()), times, Mixture.two().denoiser(Flow()), X), x, rtol=0, atol=1e-12)
 
@@ -120,7 +121,7 @@ def test_eta_in_between(eta: float, noise: NoiseSchedule) -> None:
     point, times = PointMass(0.7), torch.linspace(0.9, 0.1, 11, dtype=torch.float64)
     denoise = point.denoiser(noise)
     mean, variance = point.marginal(noise, times[0])
-    for t, s in zip(times[:-1], times[1:], strict=True):
+    for t, s in itertools.pairwise(times):
         a, b, fresh = affine_step(DDIMSolver(noise, eta), denoise, t, s)
         mean, variance = a * mean + b, a**2 * variance + fresh
         torch.testing.assert_close(torch.stack([mean, variance]), torch.stack(point.marginal(noise, s)))
@@ -145,7 +146,7 @@ COMMON = {"num_train_timesteps": TRAINED, "beta_schedule": "scaled_linear", "tim
 KINDS = [Prediction.EPSILON, Prediction.V, Prediction.SAMPLE]
 #: diffusers 0.42 calls numpy in a way of before numpy 2.
 OLD_NUMPY = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-START = torch.tensor([[-1.3], [0.4], [1.9]], dtype=torch.float64)
+START = X
 
 
 def on_their_grid(betas: Tensor, timesteps: Tensor) -> tuple[NoiseSchedule, Tensor]:
@@ -235,7 +236,7 @@ def test_heun_of_flow_matching_is_another_rule_of_the_same_order() -> None:
     steps, gaps = (40, 80, 160, 320), []
     for count in steps:
         times, x = torch.linspace(0.9, 0.1, count + 1, dtype=torch.float64), START
-        for t, s in zip(times[:-1], times[1:], strict=True):
+        for t, s in itertools.pairwise(times):
             first = velocity(x, t)
             x = x + (s - t) * (first + velocity(x + (s - t) * first, s)) / 2
         got = drive(HeunSolver(Flow()), times, target.denoiser(Flow()), START)
