@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -170,9 +170,9 @@ def parametrize_with_checks(
     expected = dict(expected_failed_checks or {})
     named: list[tuple[str | None, type | Plugin]] = []
     if isinstance(plugins, Mapping):
-        named.extend(plugins.items())
+        named.extend(cast("Mapping[str, type | Plugin]", plugins).items())
     else:
-        named.extend((None, p) for p in plugins)
+        named.extend((None, p) for p in cast("Iterable[type | Plugin]", plugins))
     parameters, known = [], set()
     for name, plugin in named:
         for check in checks_for(plugin, name):
