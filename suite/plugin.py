@@ -51,6 +51,12 @@ class Plugin:
         lossless: bit-identical, or within 1.5x of the baseline's own rounding error against float64.
         effects: words of `EFFECT_WORDS` and words of your own (with a dot, `vendor.word`).
         rules: rules of your own about the words of the active chain.
+
+    For the conformance kit alone:
+        noop_options: options with which the plugin must change nothing; empty if there are none.
+        acting_options: options with which a `Wrap` is sure to act on the kit's tiny network.
+        batch_tolerance: largest difference, relative to the largest output, between a sample in a batch and
+            the sample alone.
     """
 
     summary: ClassVar[str] = ""
@@ -59,6 +65,9 @@ class Plugin:
     lossless: bool = False
     effects: frozenset[str] = frozenset()
     rules: ClassVar[tuple[Any, ...]] = ()
+    noop_options: ClassVar[dict[str, Any]] = {}
+    acting_options: ClassVar[dict[str, Any]] = {}
+    batch_tolerance: ClassVar[float] = 1e-4
 
 
 def options_of(cls: type) -> dict[str, tuple[Any, Any]]:

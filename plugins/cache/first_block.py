@@ -285,6 +285,7 @@ class FirstBlock(Plugin):
     paper = "First Block Cache (ParaAttention), after TeaCache (2411.19108)"
     effects = frozenset({"block-outputs", "step-reuse", "dynamic-decision"})
     noop_options: ClassVar[dict[str, Any]] = {"threshold": 0.0}
+    acting_options: ClassVar[dict[str, Any]] = {"threshold": 0.3}
 
     def __post_init__(self) -> None:
         if not (self.threshold >= 0 and math.isfinite(self.threshold)):

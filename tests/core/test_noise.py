@@ -1,6 +1,7 @@
 """Noise schedules: coefficients, inverse of log-SNR, and agreement with the papers and with diffusers."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -144,7 +145,8 @@ def test_sqrt_starts_with_noise() -> None:
 def test_table_is_that_of_diffusers(ours: str, theirs: str) -> None:
     from diffusers import DDPMScheduler
 
-    scheduler = DDPMScheduler(beta_schedule=theirs, beta_start=1e-4, beta_end=0.02)
+    config: dict[str, Any] = {"beta_schedule": theirs, "beta_start": 1e-4, "beta_end": 0.02}
+    scheduler = DDPMScheduler(**config)
     k = torch.arange(1000, dtype=torch.float64)
     noise = VPTable.named(ours)
     betas = torch.tensor(noise.betas, dtype=torch.float64)

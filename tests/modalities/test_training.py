@@ -293,7 +293,9 @@ def test_train_exports_a_model_folder(network: str, tmp_path: Path):
     folder = image_training.train(config, SAMPLES, tmp_path, overrides=changes)
     facts = json.loads((folder / "suite.json").read_text())
     assert facts["network"] == network and facts["noise"] == {"family": "flow"} and facts["prediction"] == "sample"
-    assert sorted(p.name for p in folder.iterdir()) == sorted(["loss.csv", "suite.json", network])
+    assert sorted(p.name for p in folder.iterdir()) == sorted(
+        ["loss.csv", "model_index.json", "scheduler", "suite.json", network]
+    )
     kind = diffusers.PixArtTransformer2DModel if network == "transformer" else diffusers.UNet2DConditionModel
     loaded = kind.from_pretrained(folder / network, torch_dtype=torch.float16)
     assert next(loaded.parameters()).dtype == torch.float16

@@ -1,5 +1,7 @@
 """First-party schedules: their formulas, and equality with EDM's and diffusers' grids."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -93,7 +95,7 @@ def test_karras_at_rho_7_is_uniform_in_the_time_of_ve() -> None:
 def test_karras_is_that_of_diffusers() -> None:
     from diffusers import EulerDiscreteScheduler
 
-    theirs = EulerDiscreteScheduler(beta_schedule="scaled_linear", use_karras_sigmas=True)
+    theirs: Any = EulerDiscreteScheduler(beta_schedule="scaled_linear", use_karras_sigmas=True)
     noise, steps = VPTable(tuple(theirs.betas.double().tolist())), 20
     high, low = 0.98, 0.01
     ends = ratio(noise, torch.tensor([high, low], dtype=torch.float64))

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -142,11 +143,20 @@ def test_moments_are_those_of_samples() -> None:
 # ---- against diffusers ---------------------------------------------------------------------------
 
 STEPS, TRAINED = 20, 1000
-COMMON = {"num_train_timesteps": TRAINED, "beta_schedule": "scaled_linear", "timestep_spacing": "trailing"}
+COMMON: dict[str, Any] = {
+    "num_train_timesteps": TRAINED,
+    "beta_schedule": "scaled_linear",
+    "timestep_spacing": "trailing",
+}
 KINDS = [Prediction.EPSILON, Prediction.V, Prediction.SAMPLE]
 #: diffusers 0.42 calls numpy in a way of before numpy 2.
 OLD_NUMPY = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 START = X
+
+
+def predicts(kind: Prediction) -> dict[str, Any]:
+    """The kind as schedulers want to be told."""
+    return {"prediction_type": str(kind)}
 
 
 def on_their_grid(betas: Tensor, timesteps: Tensor) -> tuple[NoiseSchedule, Tensor]:
@@ -160,7 +170,7 @@ def on_their_grid(betas: Tensor, timesteps: Tensor) -> tuple[NoiseSchedule, Tens
 def test_ddim_is_that_of_diffusers(kind: Prediction, eta: float) -> None:
     from diffusers import DDIMScheduler
 
-    theirs = DDIMScheduler(**COMMON, prediction_type=str(kind), clip_sample=False)
+    theirs: Any = DDIMScheduler(**COMMON, **predicts(kind), clip_sample=False)
     theirs.set_timesteps(STEPS)
     noise, times = on_their_grid(theirs.betas, theirs.timesteps)
     target, rng, x = Mixture.two(), SampleRng((0, 1, 2)), START
@@ -178,8 +188,8 @@ def test_ddim_is_that_of_diffusers(kind: Prediction, eta: float) -> None:
 def test_dpmpp_2m_is_that_of_diffusers(kind: Prediction, steps: int) -> None:
     from diffusers import DPMSolverMultistepScheduler
 
-    theirs = DPMSolverMultistepScheduler(
-        **COMMON, prediction_type=str(kind), algorithm_type="dpmsolver++", solver_order=2, solver_type="midpoint",
+    theirs: Any = DPMSolverMultistepScheduler(
+        **COMMON, **predicts(kind), algorithm_type="dpmsolver++", solver_order=2, solver_type="midpoint",
         lower_order_final=True, final_sigmas_type="zero",
     )  # fmt: skip
     theirs.set_timesteps(steps)
@@ -197,7 +207,7 @@ def test_dpmpp_2m_is_that_of_diffusers(kind: Prediction, steps: int) -> None:
 def test_heun_is_that_of_diffusers(kind: Prediction) -> None:
     from diffusers import HeunDiscreteScheduler
 
-    theirs = HeunDiscreteScheduler(**COMMON, prediction_type=str(kind))
+    theirs: Any = HeunDiscreteScheduler(**COMMON, **predicts(kind))
     theirs.set_timesteps(STEPS)
     stops = torch.cat([theirs.timesteps[:1], theirs.timesteps[1::2]])
     noise, times = on_their_grid(theirs.betas, stops)
@@ -218,7 +228,7 @@ def test_heun_is_that_of_diffusers(kind: Prediction) -> None:
 def test_flow_euler_is_that_of_diffusers() -> None:
     from diffusers import FlowMatchEulerDiscreteScheduler
 
-    theirs = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    theirs: Any = FlowMatchEulerDiscreteScheduler(shift=3.0)
     theirs.set_timesteps(STEPS)
     # Theirs ends its grid at its smallest trained sigma and then jumps to 0, so take the grid from it.
     times, target, x = theirs.sigmas.double(), Mixture.two(), START
