@@ -66,6 +66,8 @@ class NetworkDenoiser:
             if self.mask_token is None:
                 raise ValueError("a network that predicts logits needs a mask token")
             return tokens_to_x0(output.float(), x, self.mask_token)
+        if self.prediction is Prediction.SAMPLE:  # needs no coefficients
+            return output.to(x.dtype)
         alpha, sigma = expand(self.noise.alpha(t), x), expand(self.noise.sigma(t), x)
         return to_x0(self.prediction, output, x, alpha, sigma)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -51,6 +51,8 @@ class GuidedDenoiser:
 
     guidance: Guidance
     inner: Denoiser
+    #: The last joined conditioning and what it was joined from: it is the same at every step of a run.
+    _joined: dict[tuple[str, ...], tuple[Mapping[str, Cond], Cond]] = field(default_factory=dict, repr=False)
 
     def denoise(self, x: Tensor, t: Tensor, cond: Mapping[str, Cond], call: Call) -> Tensor:
         branches = self.guidance.branches(call.t)
@@ -59,9 +61,15 @@ class GuidedDenoiser:
         if self.guidance.batched:
             both = torch.cat([x] * len(branches))
             times = t if t.ndim == 0 else torch.cat([t] * len(branches))
-            joined = concatenate([cond[b] for b in branches])
+            joined = self._join(branches, cond)
             out = self.inner.denoise(both, times, joined, call.on(*branches))
             conditional, unconditional = out.chunk(2)
         else:
             conditional, unconditional = (self.inner.denoise(x, t, cond[b], call.on(b)) for b in branches)
         return unconditional + self.guidance.scale * (conditional - unconditional)
+
+    def _join(self, branches: tuple[str, ...], cond: Mapping[str, Cond]) -> Cond:
+        known = self._joined.get(branches)
+        if known is None or known[0] is not cond:
+            known = self._joined[branches] = (cond, concatenate([cond[b] for b in branches]))
+        return known[1]

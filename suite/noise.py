@@ -227,7 +227,10 @@ class Flow(NoiseSchedule):
         return 1 - as_time(t)
 
     def sigma(self, t: Tensor | float) -> Tensor:
-        return as_time(t).clone()
+        return as_time(t)
+
+    def log_snr(self, t: Tensor | float) -> Tensor:
+        return -2 * torch.logit(as_time(t))
 
     def time_at(self, log_snr: Tensor | float) -> Tensor:
         return torch.sigmoid(-as_time(log_snr) / 2)

@@ -40,6 +40,7 @@ class Image(Modality):
 
         self.folder = folder
         self.device = device
+        self.dtype = dtype
         kind = str(folder.fact("network"))
         shape = folder.fact("shape")
         if not (isinstance(shape, list) and len(shape) == 3 and all(isinstance(n, int) and n > 0 for n in shape)):
@@ -69,13 +70,13 @@ class Image(Modality):
 
         def pick(wanted: Sequence[str]) -> Cond:
             index = torch.tensor([row[p] for p in wanted], device=self.device)
-            return {"states": encoded.states[index], "mask": encoded.mask[index]}
+            return {"states": encoded.states[index].to(self.dtype), "mask": encoded.mask[index]}
 
         return {"cond": pick(prompts), "uncond": pick([negative] * len(prompts))}
 
     def forward(self, module: nn.Module, x: Tensor, time: Tensor, cond: Cond) -> Tensor:
         """Call a PixArt transformer or a conditional U-Net; both take token states and a mask."""
-        states = cond["states"].to(x.dtype)
+        states = cond["states"]
         if self.folder.fact("network") == PATCHED:
             no_size = {"resolution": None, "aspect_ratio": None}
             return module(

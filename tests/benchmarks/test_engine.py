@@ -50,6 +50,7 @@ def test_overhead_over_the_network(dtype):
     print(f"\nengine / network, {dtype}, batch 1, {STEPS} steps: {spread(ratios)}")
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # inside diffusers' scheduler
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_against_diffusers_loop(dtype):
     """diffusers' PixArt pipeline with the same network, steps, dtype, guidance and the same solver of its own."""
