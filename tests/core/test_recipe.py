@@ -164,3 +164,9 @@ def test_read_errors(tmp_path: Path, content: str, said: str) -> None:
         read(str(file))
     with pytest.raises(ConfigError, match="no recipe 'absent'"):
         read("absent")
+
+
+def test_none_empties_a_list_of_the_recipe_below() -> None:
+    below = Recipe(cache=(Named("fora"),), compress=(Named("int8"),))
+    over = from_options(cache=["none"]).over(below)
+    assert over.cache == () and over.compress == below.compress

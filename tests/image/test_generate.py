@@ -1,16 +1,20 @@
 """The shipped image model through the engine: what a person and a researcher rely on."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image as Pictures
 
+import suite
 from suite import Engine
 from suite.errors import ConfigError, NoOpError, RuleError
+from suite.models import shipped
 from suite.recipe import Recipe
 
 STEPS = 4
+PACKAGE = Path(suite.__file__).parent
 
 
 def make(**changes):
@@ -115,3 +119,20 @@ def test_diffusers_opens_the_shipped_network(plain):
     network = PixArtTransformer2DModel.from_pretrained(plain.plan.folder.path / "transformer")
     ours = plain.network.module.state_dict()
     assert all(torch.equal(v.float(), ours[k]) for k, v in network.state_dict().items())
+
+
+@pytest.mark.parametrize("model", sorted(shipped("image")))
+def test_every_shipped_model_draws(model):
+    with Engine.from_recipe(make(cache="fora:interval=2"), model=model) as engine:
+        result = engine.generate(["a red apple", "a blue heart"], seed=1)
+        _, height, width = engine.modality.shape
+    assert [p.size for p in result.artifacts] == [(width, height)] * 2
+    assert result.report.plugins[-1].did
+    first, second = (p.float() for p in pixels(result))
+    assert first.std() > 10 and (first - second).abs().mean() > 10  # a picture, and not the same for both prompts
+
+
+def test_shipped_weights_fit_their_allowance():
+    files = [f for e in shipped("image").values() for f in (PACKAGE / e["path"]).rglob("*.safetensors")]
+    files += (PACKAGE / "modalities" / "image" / "metrics").rglob("*.safetensors")
+    assert len(files) >= 4 and sum(f.stat().st_size for f in files) <= 24 * 2**20
