@@ -109,6 +109,7 @@ def cache(network: Network, run: Run) -> Wrap | None:
     """
 
 
+#: In the order in which the host applies them.
 HOOKS: tuple[str, ...] = ("schedule", "solver", "compress", "parallelize", "cache")
 #: Hooks that at most one active plugin may implement.
 SINGLE: frozenset[str] = frozenset({"schedule", "solver"})

@@ -13,10 +13,10 @@ from typing import Any
 import yaml
 
 from suite.errors import ConfigError
+from suite.hookspecs import HOOKS
 from suite.suggest import nearest
 
 CONFIGS = Path(__file__).parent / "configs"
-HOOK_ORDER = ("schedule", "solver", "compress", "parallelize", "cache")
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Recipe:
 
     def named(self) -> Iterator[tuple[str, Named]]:
         """(hook, plugin) in the host's order."""
-        for hook in HOOK_ORDER:
+        for hook in HOOKS:
             value = getattr(self, hook)
             for item in value if isinstance(value, tuple) else (value,):
                 if item is not None:

@@ -6,6 +6,7 @@ import resource
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from importlib import metadata
 from typing import Any
 
@@ -75,13 +76,15 @@ class RunReport:
 
 def versions(*names: str) -> dict[str, str]:
     """Installed versions of distributions; absent ones are left out."""
-    out = {}
-    for name in names:
-        try:
-            out[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return out
+    return {name: version for name in names if (version := _version(name))}
+
+
+@cache  # reading metadata takes milliseconds, and every run reports
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def peak_memory(device: str) -> int:
