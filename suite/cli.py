@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code: 0, 1 unexpected, 2 refused, 3 a plugin did nothing, 130 stopped."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        command = typer.main.get_command(application())
+        command = typer.main.get_command(application(words[0] if words else ""))
         code = command.main(words or ["--help"], prog_name=NAME, standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
@@ -38,12 +38,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return refuse(error, as_json="--json" in words)
 
 
-def application() -> typer.Typer:
-    """The commands: one a modality that is installed, then those that are always there."""
+def application(named: str = "") -> typer.Typer:
+    """The commands: one a modality that is installed, then those that are always there.
+
+    Only the modality that is `named` is asked for its own options, because that imports its module.
+    """
     app = group("Generate with diffusion models; every method that makes it cheaper is a plugin.")
     app.callback()(version)
     for name in installed(MODALITIES):
-        app.command(name)(cli_generate.command(name))
+        app.command(name)(cli_generate.command(name, with_options=name == named))
     app.command()(cli_work.replay)
     for title, commands in cli_list.GROUPS.items():
         sub = group(commands.summary)

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from suite import prompts as texts
 from suite.cli_job import Job
-from suite.errors import ConfigError
+from suite.discovery import MODALITIES, installed
+from suite.errors import ConfigError, SuiteError
 from suite.output import check_folder, targets
 from suite.plan import Plan, make_plan
 from suite.recipe import Recipe, from_options
+from suite.request import RequestOption, resolve
 
 DEVICE = re.compile(r"(cpu|mps|cuda(:\d+)?|xpu(:\d+)?)")
 PLUGIN = "NAME[:OPTION=VALUE,...]"
+METAVARS = {int: "N", float: "X", str: "TEXT", bool: None}
 
 Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="What to generate; @FILE takes a prompt a line.")]
 Output = Annotated[
@@ -64,8 +68,13 @@ ReportFile = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print files and reports as JSON, and nothing else.")]
 
 
-def command(modality: str) -> Callable[..., int]:
-    """The command that generates one modality."""
+def command(modality: str, with_options: bool = True) -> Callable[..., int]:
+    """The command that generates one modality.
+
+    Args:
+        with_options: ask the modality which options it declares, which imports its module.
+    """
+    declared = _declared(modality) if with_options else ()
 
     def generate(
         prompt: Prompt,
@@ -89,11 +98,13 @@ def command(modality: str) -> Callable[..., int]:
         allow_noop: AllowNoop = False,
         report: ReportFile = None,
         as_json: Json = False,
+        **asked: Any,
     ) -> int:
         prompts, seeds = texts.expand(texts.read(prompt), num, seed)
         if batch < 1:
             raise ConfigError(f"--batch {batch}: expected at least 1")
         check_device(device)
+        options = resolve(declared, {option.name: asked[_variable(option)] for option in declared}, modality)
         overrides = from_options(
             steps=steps,
             guidance=guidance,
@@ -113,10 +124,40 @@ def command(modality: str) -> Callable[..., int]:
             allow_noop=allow_noop,
         )
         files = _files(plan, output, prompts, report)
-        return Job(plan, prompts, seeds, files, negative, device, batch, report, as_json).run()
+        return Job(plan, prompts, seeds, files, negative, options, device, batch, report, as_json).run()
 
     generate.__doc__ = f"Generate {modality} from a prompt."
-    return generate
+    return _with_flags(generate, declared)
+
+
+def _declared(modality: str) -> Sequence[RequestOption]:
+    """The options of a modality; none if it cannot be imported, which is reported when it is used."""
+    try:
+        return installed(MODALITIES)[modality].load().options
+    except SuiteError:
+        return ()
+
+
+def _variable(option: RequestOption) -> str:
+    return option.name.replace("-", "_")
+
+
+def _with_flags(function: Callable[..., int], declared: Sequence[RequestOption]) -> Callable[..., int]:
+    """The function with a flag for each declared option in place of `**asked`."""
+    signature = inspect.signature(function, eval_str=True)
+    own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    taken = {p.name for p in own}
+    for option in declared:
+        if _variable(option) in taken:
+            raise ConfigError(f"the option --{option.name} of a modality is one that every command has")
+        metavar = "|".join(option.choices) or METAVARS[option.kind]
+        default = "the model's" if option.default is None else option.default
+        flag = typer.Option(f"--{option.name}", metavar=metavar, help=f"{option.help}  [default: {default}]")
+        kind = Annotated[option.kind | None, flag]
+        own.append(inspect.Parameter(_variable(option), inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind))
+    function.__signature__ = signature.replace(parameters=own)  # pyright: ignore[reportFunctionMemberAccess]
+    function.__annotations__ = {p.name: p.annotation for p in own}
+    return function
 
 
 def _single(hook: str, values: list[str] | None) -> str | None:
@@ -133,7 +174,10 @@ def _files(plan: Plan, output: Path | None, prompts: list[str], report: Path | N
         check_folder(report.parent)
     folder = output if output and output.is_dir() else (output or Path("x")).parent
     check_folder(folder)
-    suffixes = plan.modality.load().suffixes
+    modality = plan.modality.load()
+    suffixes = modality.suffixes
+    if output is None and modality.printable:
+        return []
     if output is not None:
         files = targets(output, len(prompts), suffixes)
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,11 +54,14 @@ class Job:
     seeds: list[int]
     files: list[Path]
     negative: str
+    options: Mapping[str, Any]
     device: str | None
     batch: int
     report_file: Path | None
     as_json: bool
     saved: list[Path] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    finished: int = 0
     reports: list[dict[str, Any]] = field(default_factory=list)
 
     def run(self) -> int:
@@ -71,7 +74,7 @@ class Job:
             return self._stopped()
         except SuiteError as error:
             self._write_report()
-            if self.saved:
+            if self.finished:
                 error.args = (f"{error}; {self._count()}",)
             raise
         self._write_report()
@@ -100,12 +103,21 @@ class Job:
             self.prompts[rows],
             self.seeds[rows],
             negative=self.negative,
+            options=self.options,
             on_step=lambda step: on_step(number, step),
         )
         self.reports.append(result.report.to_dict())
-        for index, file in enumerate(self.files[rows] if is_writer() else ()):
-            result.save_one(index, file)
-            self.saved.append(file)
+        if not is_writer():
+            return
+        for index, file in enumerate(self.files[rows]):
+            self.saved += result.save_one(index, file)
+            self.finished += 1
+        if not self.files:  # a printable modality without -o
+            shown = [result.modality.show(artifact) for artifact in result.artifacts]
+            self.texts += shown
+            self.finished += len(shown)
+            if not self.as_json:
+                print(*shown, sep="\n", flush=True)
 
     @contextmanager
     def _progress(self) -> Iterator[Callable[[int, int], None]]:
@@ -124,7 +136,7 @@ class Job:
             yield lambda batch, step: bar.update(task, completed=batch * steps + step + 1)
 
     def _count(self) -> str:
-        return f"{len(self.saved)} of {len(self.files)} finished and stay"
+        return f"{self.finished} of {len(self.prompts)} finished" + (" and stay" if self.files else "")
 
     def _stopped(self) -> int:
         self._write_report()
@@ -137,11 +149,12 @@ class Job:
         return INTERRUPTED
 
     def _results(self) -> dict[str, Any]:
-        return {"files": [str(f) for f in self.saved], "reports": self.reports}
+        texts = {"texts": self.texts} if self.texts else {}
+        return {"files": [str(f) for f in self.saved], **texts, "reports": self.reports}
 
     def _write_report(self) -> None:
         """Also after a failure, for what was finished before it."""
-        if self.report_file is not None and is_writer() and self.saved:
+        if self.report_file is not None and is_writer() and (self.saved or self.texts):
             content = json.dumps(self._results(), indent=2) + "\n"
 
             def put(temporary: Path) -> None:
@@ -158,4 +171,4 @@ class Job:
         if sys.stderr.isatty():
             seconds = sum(r["seconds"]["sample"] for r in self.reports)
             nfe = self.reports[0]["nfe"]
-            print(f"{len(self.saved)} in {seconds:.1f} s of sampling, {nfe:g} evaluations each", file=sys.stderr)
+            print(f"{len(self.prompts)} in {seconds:.1f} s of sampling, {nfe:g} evaluations each", file=sys.stderr)

@@ -28,6 +28,7 @@ from suite.plan import Plan, make_plan
 from suite.prompts import expand
 from suite.recipe import Recipe
 from suite.report import PluginReport, RunReport, peak_memory, versions
+from suite.request import Request, Value, resolve
 from suite.rng import SampleRng
 from suite.run import Run
 from suite.sampler import Problem, Sampler, march
@@ -36,7 +37,6 @@ from suite.solver import Solver
 from suite.wrap import Wrap
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-CALIBRATION_PROMPTS = ("a red apple", "a smiling cat", "a blue car", "a house with a garden")
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,14 @@ class Result:
             self.save_one(index, file)
         return files
 
-    def save_one(self, index: int, file: Path) -> None:
-        """Write artifact `index` to exactly `file`, atomically, with its metadata."""
+    def save_one(self, index: int, file: Path) -> list[Path]:
+        """Write artifact `index` to exactly `file`, atomically, with its metadata; returns it and what lies beside."""
         artifact, metadata = self.artifacts[index], self.metadata(index)
         write(file, lambda temporary: self.modality.save(artifact, temporary, metadata))
+        beside = {file.with_name(file.stem + e): f for e, f in self.modality.extras(artifact, metadata).items()}
+        for extra, save in beside.items():
+            write(extra, save)
+        return [file, *beside]
 
 
 class Engine:
@@ -80,7 +84,7 @@ class Engine:
         self.modality = cls(plan.folder, self.device, DTYPES[self.dtype])
         self._loaded: list[tuple[Active, Wrap | None]] = []
         self.network: Network = self.modality.network
-        self._open(self._run(("",), (0,)))
+        self._open(self._run(self.request(("",)), (0,)))
         self._load_seconds = time.perf_counter() - started
 
     @classmethod
@@ -115,7 +119,16 @@ class Engine:
                 wrap.undo()
         self.network = self.modality.network
 
-    def _run(self, prompts: Sequence[str], seeds: Sequence[int]) -> Run:
+    def request(self, prompts: Sequence[str], negative: str = "", options: Mapping[str, Any] | None = None) -> Request:
+        """The request of one batch.
+
+        Raises:
+            ConfigError: an option that this modality has not, or a value that it does not take.
+        """
+        values = resolve(self.modality.options, options, self.plan.modality.name)
+        return Request(tuple(prompts), negative, values)
+
+    def _run(self, request: Request, seeds: Sequence[int]) -> Run:
         recipe = self.plan.recipe
         assert recipe.steps is not None and recipe.guidance is not None and recipe.guidance_interval is not None
         return Run(
@@ -124,18 +137,19 @@ class Engine:
             device=self.device,
             dtype=self.dtype,
             steps=recipe.steps,
-            batch=len(prompts),
+            batch=request.batch,
             seeds=tuple(seeds),
             guidance=recipe.guidance,
             guidance_interval=recipe.guidance_interval,
             world=self.mesh.size,
+            facts=request.options,
             run_id=uuid.uuid4().hex,
         )
 
     def _open(self, run: Run) -> None:
         """Compress, then parallelize: once a load, in the order of the recipe."""
         manager = self.plan.manager
-        calibration = Calibration(CALIBRATION_PROMPTS, self._record)
+        calibration = Calibration(self.modality.calibration_prompts, self._record)
         for hook in ("compress", "parallelize"):
             for active in manager.of(hook):
                 with attributed(active, hook, manager.active):
@@ -159,10 +173,10 @@ class Engine:
                 records.append(Record(x.clone(), t.clone(), cond, call))
                 return self.inner.denoise(x, t, cond, call)
 
-        seeds = tuple(range(len(prompts)))
-        run = self._run(prompts, seeds)
+        request = self.request(prompts)
+        run = self._run(request, range(len(prompts)))
         recorder = Wrap(report=lambda: _unused(), denoiser=Recorder)
-        self._sample(run, self.modality.encode(prompts), [recorder], Counter(), lambda step: None)
+        self._sample(run, request, self.modality.encode(request), [recorder], Counter(), lambda step: None)
         return records
 
     def schedule_and_solver(self, run: Run) -> tuple[Schedule, NoiseSchedule, Solver]:
@@ -192,6 +206,7 @@ class Engine:
     def _sample(
         self,
         run: Run,
+        request: Request,
         cond: Mapping[str, Cond],
         wraps: Sequence[Wrap],
         counter: Counter,
@@ -203,7 +218,7 @@ class Engine:
         times = schedule.timesteps(noise, run.steps)
         check_timesteps(times, run.steps)
         rng = SampleRng(run.seeds)
-        x = self.modality.prior(rng).to(self.device)
+        x = self.modality.prior(request, rng).to(self.device)
         denoiser: Denoiser = NetworkDenoiser(
             (network or self.network).module,
             self.modality.forward,
@@ -213,6 +228,7 @@ class Engine:
             counter,
             self.modality.mask_token,
         )
+        denoiser = self.modality.denoiser(denoiser, request)
         for wrap in wraps:
             denoiser = wrap.denoiser(denoiser) if wrap.denoiser else denoiser
         guided = Guidance(run.guidance, run.guidance_interval).wrap(denoiser)
@@ -228,20 +244,22 @@ class Engine:
         num: int = 1,
         seed: int = 0,
         negative: str = "",
+        options: Mapping[str, Value | None] | None = None,
         on_step: Callable[[int], None] | None = None,
     ) -> Result:
         """Generate one batch: `num` samples of each prompt, with seeds seed .. seed + num - 1.
 
-        A sample depends on its prompt and seed only. `on_step` is called after each solver step.
+        A sample depends on its prompt, its options and its seed only. `options` are those that the modality
+        declares. `on_step` is called after each solver step.
 
         Raises:
-            ConfigError: empty prompt.
+            ConfigError: empty prompt, or an option that the modality does not take.
             NoOpError: a named plugin did nothing.
             PluginError: a plugin failed.
         """
         items = [prompt] if isinstance(prompt, str) else list(prompt)
         prompts, seeds = expand(items, num, seed)
-        return self.generate_batch(prompts, seeds, negative=negative, on_step=on_step)
+        return self.generate_batch(prompts, seeds, negative=negative, options=options, on_step=on_step)
 
     def generate_batch(
         self,
@@ -249,12 +267,14 @@ class Engine:
         seeds: Sequence[int],
         *,
         negative: str = "",
+        options: Mapping[str, Value | None] | None = None,
         on_step: Callable[[int], None] | None = None,
     ) -> Result:
         """Generate sample i from prompts[i] and seeds[i], all in one batch."""
-        run = self._run(prompts, seeds)
+        request = self.request(prompts, negative, options)
+        run = self._run(request, seeds)
         clock = _Clock()
-        cond = self.modality.encode(prompts, negative)
+        cond = self.modality.encode(request)
         clock.lap("encode")
         counter = Counter()
         before = _forwards(self.network.module)
@@ -269,7 +289,7 @@ class Engine:
                         network = _apply(active, wrap, network)
             with attributed(None, "", self.plan.manager.active):
                 x0 = self._sample(
-                    run, cond, [w for _, w in chain if w], counter, on_step or (lambda step: None), network
+                    run, request, cond, [w for _, w in chain if w], counter, on_step or (lambda step: None), network
                 )
             self._add_up(counter)
             clock.lap("sample")
@@ -278,10 +298,10 @@ class Engine:
                 if wrap and wrap.undo:
                     wrap.undo()
         self._check_restored(before)
-        artifacts = self.modality.decode(x0)
+        artifacts = self.modality.decode(x0, request)
         clock.lap("decode")
         plugins = self._plugin_reports(chain)
-        return Result(artifacts, self._report(run, prompts, negative, counter, clock.laps, plugins), self.modality)
+        return Result(artifacts, self._report(run, request, counter, clock.laps, plugins), self.modality)
 
     def _add_up(self, counter: Counter) -> None:
         """Evaluations of all ranks: `nfe` is their sum, `depth` the longest."""
@@ -331,8 +351,7 @@ class Engine:
     def _report(
         self,
         run: Run,
-        prompts: Sequence[str],
-        negative: str,
+        request: Request,
         counter: Counter,
         laps: Mapping[str, float],
         plugins: Sequence[PluginReport],
@@ -341,7 +360,7 @@ class Engine:
             modality=run.modality,
             model=run.model,
             model_hash=self.plan.folder.hash,
-            prompts=list(prompts),
+            prompts=list(request.prompts),
             seeds=list(run.seeds),
             recipe=self.plan.recipe.to_dict(),
             device=self.device,
@@ -357,7 +376,8 @@ class Engine:
             plugins=plugins,
             warnings=list(self.plan.warnings),
             versions=versions("efficient-diffusion-suite", "torch", "diffusers", "transformers"),
-            negative=negative,
+            negative=request.negative,
+            options=dict(request.options),
         )
 
 

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
+
+from suite.request import RequestOption
 
 if TYPE_CHECKING:  # `suffixes` and `read_metadata` are asked for before anything heavy is needed
     import torch
     from torch import Tensor, nn
 
-    from suite.denoiser import Cond
+    from suite.denoiser import Cond, Denoiser
     from suite.models import ModelFolder
     from suite.network import Network
     from suite.noise import NoiseSchedule
     from suite.prediction import Prediction
-    from suite.recipe import Recipe
+    from suite.request import Request
     from suite.rng import SampleRng
 
 
@@ -25,16 +27,20 @@ class Modality(ABC):
 
     Class attributes:
         name: entry-point name.
-        default_model: name of a shipped model.
-        defaults: what a recipe leaves open.
         suffixes: file endings that `save` writes; the first is the default.
+        options: what a request may choose besides the prompt; the command line makes flags of them.
+        printable: without `-o` the result is printed (`show`), not saved.
+        calibration_prompts: what is generated when a plugin asks for records of the network's inputs.
         mask_token: for token models.
     """
 
     name: ClassVar[str]
-    default_model: ClassVar[str]
-    defaults: ClassVar[Recipe]
     suffixes: ClassVar[tuple[str, ...]]
+    options: ClassVar[tuple[RequestOption, ...]] = ()
+    printable: ClassVar[bool] = False
+    calibration_prompts: ClassVar[tuple[str, ...]] = (
+        "a red apple", "a smiling cat", "a blue car", "a house with a garden",
+    )  # fmt: skip
     mask_token: int | None = None
 
     folder: ModelFolder
@@ -47,19 +53,32 @@ class Modality(ABC):
         """Load the network. ConfigError if the folder's files do not fit."""
 
     @abstractmethod
-    def prior(self, rng: SampleRng) -> Tensor:
-        """x at t = 1: [B, ...] float32, or tokens; one row a stream of `rng`."""
+    def prior(self, request: Request, rng: SampleRng) -> Tensor:
+        """x at t = 1: [B, ...] float32, or tokens; one row a stream of `rng`.
+
+        Raises:
+            ConfigError: an option's value is out of this model's range.
+        """
 
     @abstractmethod
-    def encode(self, prompts: Sequence[str], negative: str = "") -> Mapping[str, Cond]:
+    def encode(self, request: Request) -> Mapping[str, Cond]:
         """Conditioning of the branches `cond` and `uncond`, one row a prompt."""
 
     @abstractmethod
     def forward(self, module: nn.Module, x: Tensor, time: Tensor, cond: Cond) -> Tensor:
         """Call the network: the adapter between the engine's arguments and the module's."""
 
+    def denoiser(self, inner: Denoiser, request: Request) -> Denoiser:
+        """What the model itself needs around its network, made afresh for each run.
+
+        For models that are fed their own last estimate (self-conditioning) or whose estimates must be clamped to
+        the data. It lies below every plugin and below guidance, so it sees which branches a call carries.
+        """
+        del request
+        return inner
+
     @abstractmethod
-    def decode(self, x0: Tensor) -> list[Any]:
+    def decode(self, x0: Tensor, request: Request) -> list[Any]:
         """x0 [B, ...] -> one artifact a row (picture, clip, text, waveform, mesh)."""
 
     @abstractmethod
@@ -79,6 +98,15 @@ class Modality(ABC):
         encoder differs between versions of a library decodes and compares instead.
         """
         return first.read_bytes() == second.read_bytes()
+
+    def extras(self, artifact: Any, metadata: Mapping[str, Any]) -> Mapping[str, Callable[[Path], None]]:
+        """Files that belong beside the main one: what replaces its ending -> how to write it. None by default."""
+        del artifact, metadata
+        return {}
+
+    def show(self, artifact: Any) -> str:
+        """The artifact as text for a terminal; for modalities that are `printable`."""
+        raise NotImplementedError(f"the modality {self.name} does not print its results")
 
     def metrics(self, artifacts: Sequence[Any], prompts: Sequence[str]) -> dict[str, float]:
         """Quality numbers of finished artifacts."""

@@ -17,6 +17,8 @@ from suite.recipe import CONFIGS
 from suite.suggest import nearest
 
 DESCRIPTION = "suite.json"
+#: The discrete families of `suite.noise`, which cannot be asked here: it imports torch.
+TOKEN_FAMILIES = ("masked", "uniform")
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,12 @@ class ModelFolder:
         for file in sorted(self.path.rglob("*.safetensors")):
             digest.update(file.read_bytes())
         return digest.hexdigest()
+
+    @property
+    def tokens(self) -> bool:
+        """Whether the model is over tokens, not real vectors: known from the name of its noise family."""
+        noise = self.facts.get("noise")
+        return isinstance(noise, Mapping) and noise.get("family") in TOKEN_FAMILIES
 
     def fact(self, key: str) -> Any:
         """A required fact; ConfigError names the file when it is missing."""

@@ -67,7 +67,7 @@ def make_plan(
     entry = find(modality, installed(MODALITIES), "modality")
     folder = models.open_folder(model or _default_model(modality), modality)
     base = Recipe.from_dict(folder.fact("defaults"))
-    complete = _read(wanted, modality).over(base)
+    complete = _read(wanted, modality, folder.tokens).over(base)
     complete = overrides.over(complete) if overrides else complete
     if complete.steps is None or complete.schedule is None or complete.solver is None:
         raise ConfigError(f"model {folder.name}: its defaults in suite.json must name steps, schedule and solver")
@@ -95,12 +95,12 @@ def run_words(wanted: Recipe, folder: ModelFolder) -> list[str]:
     return words
 
 
-def _read(wanted: Recipe | str | Path | Mapping[str, Any] | None, modality: str) -> Recipe:
+def _read(wanted: Recipe | str | Path | Mapping[str, Any] | None, modality: str, tokens: bool) -> Recipe:
     if isinstance(wanted, Recipe):
         return wanted
     if isinstance(wanted, Mapping):
-        return Recipe.from_dict(wanted, modality)
-    return recipe.read(str(wanted or DEFAULT_RECIPE), modality)
+        return Recipe.from_dict(wanted, modality, tokens)
+    return recipe.read(str(wanted or DEFAULT_RECIPE), modality, tokens)
 
 
 def _default_model(modality: str) -> str:

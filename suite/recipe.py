@@ -113,8 +113,10 @@ class Recipe:
         return out
 
     @staticmethod
-    def from_dict(data: Mapping[str, Any], modality: str | None = None) -> Recipe:
-        """Read a recipe; its `modalities: {NAME: {...}}` section overrides for one modality.
+    def from_dict(data: Mapping[str, Any], modality: str | None = None, tokens: bool = False) -> Recipe:
+        """Read a recipe; `modalities: {NAME: {...}}` overrides for one modality, then `tokens: {...}` for token models.
+
+        One recipe so serves every modality, though what steps real vectors cannot step tokens.
 
         Raises:
             ConfigError: unknown key or a value of the wrong kind.
@@ -124,11 +126,16 @@ class Recipe:
             raise ConfigError(f"recipe: expected a mapping like `steps: 20`, got {type(data).__name__}")
         content = dict(data)
         sections = content.pop("modalities", {}) or {}
+        discrete = content.pop("tokens", {}) or {}
         content.pop("summary", None)
+        if not isinstance(discrete, Mapping):
+            raise ConfigError("recipe: tokens must be a section like `tokens: {solver: NAME}`")
         if not isinstance(sections, Mapping) or any(not isinstance(s, Mapping) for s in sections.values()):
             raise ConfigError("recipe: modalities must map names to sections, like `modalities: {image: {steps: 8}}`")
         if modality and modality in sections:
             content |= sections[modality]
+        if tokens:
+            content |= discrete
         for key in content:
             if key not in known:
                 raise ConfigError(f"recipe: unknown key {key!r}{nearest(key, known) or f'; known: {sorted(known)}'}")
@@ -163,7 +170,7 @@ def shipped() -> dict[str, Path]:
     return {p.stem: p for p in sorted((CONFIGS / "recipes").glob("*.yaml"))}
 
 
-def read(name_or_path: str, modality: str | None = None) -> Recipe:
+def read(name_or_path: str, modality: str | None = None, tokens: bool = False) -> Recipe:
     """A shipped recipe by name, or a YAML file.
 
     Raises:
@@ -182,7 +189,7 @@ def read(name_or_path: str, modality: str | None = None) -> Recipe:
         raise ConfigError(f"recipe {path}: not YAML: {error}") from error
     if not isinstance(data, dict):
         raise ConfigError(f"recipe {path}: expected a mapping like `steps: 20`, got {type(data).__name__}")
-    return Recipe.from_dict({"name": path.stem} | data, modality)
+    return Recipe.from_dict({"name": path.stem} | data, modality, tokens)
 
 
 def from_options(

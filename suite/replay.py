@@ -158,7 +158,8 @@ def run(record: Record, plan: Plan, output: Path) -> Replayed:
     torch.set_num_threads(max(1, report["threads"]))
     try:
         with open_engine(plan, device) as engine:
-            result = engine.generate_batch(report["prompts"], report["seeds"], negative=report.get("negative", ""))
+            negative, options = report.get("negative", ""), report.get("options")
+            result = engine.generate_batch(report["prompts"], report["seeds"], negative=negative, options=options)
     finally:
         torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder:

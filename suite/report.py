@@ -45,6 +45,7 @@ class RunReport:
         warnings: rules that advise against the chain.
         versions: of the packages that decide the numbers.
         negative: the negative prompt.
+        options: what the request chose besides the prompt.
     """
 
     modality: str
@@ -67,6 +68,7 @@ class RunReport:
     warnings: Sequence[str]
     versions: Mapping[str, str]
     negative: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
     report_version: int = REPORT_VERSION
 
     def to_dict(self) -> dict[str, Any]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # the file endings are checked before torch is loaded
 
     from suite.denoiser import Cond
     from suite.models import ModelFolder
+    from suite.request import Request
     from suite.rng import SampleRng
 
 KEY = "suite"
@@ -54,17 +55,17 @@ class Image(Modality):
         self.network = Network(module, layout, bool(folder.facts.get("guidance_distilled")))
         self._length = int(folder.facts.get("text", {}).get("length", 24))
 
-    def prior(self, rng: SampleRng) -> Tensor:
+    def prior(self, request: Request, rng: SampleRng) -> Tensor:
         """Standard normal times sigma(1), [B, 3, H, W]."""
         return rng.normal(self.shape) * float(self.noise.sigma(1.0))
 
-    def encode(self, prompts: Sequence[str], negative: str = "") -> Mapping[str, Cond]:
+    def encode(self, request: Request) -> Mapping[str, Cond]:
         """Token states [B, L, 384] and their mask [B, L]; the unconditional branch is the negative prompt's."""
         import torch
 
         from suite.modalities.shared import text_encoder
 
-        unique = list(dict.fromkeys([*prompts, negative]))
+        unique = list(dict.fromkeys([*request.prompts, request.negative]))
         encoded = text_encoder.encode(unique, self._length).to(self.device)
         row = {prompt: i for i, prompt in enumerate(unique)}
 
@@ -72,7 +73,7 @@ class Image(Modality):
             index = torch.tensor([row[p] for p in wanted], device=self.device)
             return {"states": encoded.states[index].to(self.dtype), "mask": encoded.mask[index]}
 
-        return {"cond": pick(prompts), "uncond": pick([negative] * len(prompts))}
+        return {"cond": pick(request.prompts), "uncond": pick([request.negative] * request.batch)}
 
     def forward(self, module: nn.Module, x: Tensor, time: Tensor, cond: Cond) -> Tensor:
         """Call a PixArt transformer or a conditional U-Net; both take token states and a mask."""
@@ -89,7 +90,7 @@ class Image(Modality):
             )[0]
         return module(x, time, states, encoder_attention_mask=cond["mask"], return_dict=False)[0]
 
-    def decode(self, x0: Tensor) -> list[Pictures.Image]:
+    def decode(self, x0: Tensor, request: Request) -> list[Pictures.Image]:
         """RGB pictures, one a row."""
         import torch
 

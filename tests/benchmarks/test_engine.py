@@ -64,7 +64,7 @@ def test_against_diffusers_loop(dtype):
         tokenizer=None, text_encoder=None, vae=None, transformer=engine.network.module, scheduler=scheduler
     )
     pipeline.set_progress_bar_config(disable=True)
-    cond = engine.modality.encode(["a red apple"])
+    cond = engine.modality.encode(engine.request(["a red apple"]))
     kind = next(engine.network.module.parameters()).dtype
 
     def theirs():

@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suite.errors import ConfigError
+from suite.models import TOKEN_FAMILIES, ModelFolder
+from suite.noise import FAMILIES
 from suite.recipe import Named, Recipe, from_options, read
 
 NAMES = st.text(string.ascii_lowercase + string.digits + "-", min_size=1, max_size=12).filter(str.strip)
@@ -171,3 +173,25 @@ def test_none_empties_a_list_of_the_recipe_below() -> None:
     below = Recipe(cache=(Named("fora"),), compress=(Named("int8"),))
     over = from_options(cache=["none"]).over(below)
     assert over.cache == () and over.compress == below.compress
+
+
+def test_sections_for_one_modality_and_for_tokens():
+    content = {
+        "steps": 8,
+        "solver": "ddim",
+        "modalities": {"text": {"steps": 12, "solver": "heun"}},
+        "tokens": {"solver": "unmask"},
+    }
+    assert Recipe.from_dict(content).to_dict() == {"name": "custom", "steps": 8, "solver": "ddim"}
+    assert Recipe.from_dict(content, "text").to_dict() == {"name": "custom", "steps": 12, "solver": "heun"}
+    over_tokens = Recipe.from_dict(content, "text", tokens=True)
+    assert over_tokens.to_dict() == {"name": "custom", "steps": 12, "solver": "unmask"}
+    with pytest.raises(ConfigError, match="tokens must be a section"):
+        Recipe.from_dict({"tokens": ["unmask"]})
+
+
+def test_a_model_over_tokens_is_known_without_torch(tmp_path):
+    assert ModelFolder(tmp_path, {"noise": {"family": "masked"}}).tokens
+    assert not ModelFolder(tmp_path, {"noise": {"family": "flow"}}).tokens
+    assert not ModelFolder(tmp_path, {}).tokens
+    assert set(TOKEN_FAMILIES) == {name for name, cls in FAMILIES.items() if cls.discrete}

@@ -36,7 +36,7 @@ def test_our_solver_draws_what_their_pipeline_draws(engine):
     parts = {"vae": None, "text_encoder": None, "tokenizer": None}
     pipeline = PixArtAlphaPipeline.from_pretrained(engine.plan.folder.path, dtype=torch.float32, **parts)
     pipeline.set_progress_bar_config(disable=True)
-    cond = engine.modality.encode(["a red apple"])
+    cond = engine.modality.encode(engine.request(["a red apple"]))
     x = SampleRng([3]).normal((3, 64, 64))
     theirs = pipeline(
         prompt=None,
@@ -53,7 +53,7 @@ def test_our_solver_draws_what_their_pipeline_draws(engine):
         output_type="latent",
         use_resolution_binning=False,
     ).images
-    run = engine._run(["a red apple"], [3])
+    run = engine._run(engine.request(["a red apple"]), [3])
     noise = WholeTimes()
     _, _, solver = engine.schedule_and_solver(run)
     network = NetworkDenoiser(
