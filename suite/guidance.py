@@ -66,7 +66,7 @@ class GuidedDenoiser:
             conditional, unconditional = out.chunk(2)
         else:
             conditional, unconditional = (self.inner.denoise(x, t, cond[b], call.on(b)) for b in branches)
-        return unconditional + self.guidance.scale * (conditional - unconditional)
+        return torch.lerp(unconditional, conditional, self.guidance.scale)
 
     def _join(self, branches: tuple[str, ...], cond: Mapping[str, Cond]) -> Cond:
         known = self._joined.get(branches)

@@ -11,6 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -169,6 +170,13 @@ class VPTable(_VariancePreserving):
     betas: tuple[float, ...] = field(repr=False)
     family: ClassVar[str] = "vp-table"
 
+    @cached_property
+    def _hash(self) -> int:
+        return hash(self.betas)
+
+    def __hash__(self) -> int:  # a thousand numbers, and coefficients are looked up by it at every step
+        return self._hash
+
     @staticmethod
     def named(name: str, timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> VPTable:
         """`linear` (DDPM), `scaled_linear` (linear in sqrt(beta), LDM) or `cosine` (IDDPM with its 0.999 clip)."""
@@ -183,9 +191,13 @@ class VPTable(_VariancePreserving):
             raise ConfigError(f"unknown beta table {name!r}; expected linear, scaled_linear or cosine")
         return VPTable(tuple(betas.tolist()))
 
+    @cached_property
+    def _nodes(self) -> Tensor:
+        """log alpha at t = 0, 1/T, ..., 1."""
+        return torch.cat([torch.zeros(1, dtype=torch.float64), 0.5 * torch.log1p(-as_time(self.betas)).cumsum(0)])
+
     def log_alpha(self, t: Tensor | float) -> Tensor:
-        t = as_time(t)
-        nodes = torch.cat([torch.zeros(1, dtype=torch.float64), 0.5 * torch.log1p(-as_time(self.betas)).cumsum(0)])
+        t, nodes = as_time(t), self._nodes
         position = (t * len(self.betas)).clamp(0, len(self.betas))
         left = position.floor().long().clamp(max=len(self.betas) - 1)
         part = position - left

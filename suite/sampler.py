@@ -51,15 +51,19 @@ def time_at(problem: Problem, index: int) -> Tensor:
     return time if time.ndim == 0 else time.expand(problem.x.shape[0], -1)
 
 
+def _latest(time: Tensor) -> float:
+    return float(time if time.ndim == 0 else time.max())
+
+
 def bind(problem: Problem, step: int, s: Tensor) -> Denoise:
     """The denoiser as the solver sees it in one step: it counts evaluations and makes each `Call`."""
     evaluation = 0
-    end = float(s.max())
+    end = _latest(s)
     steps = problem.times.shape[0] - 1
 
     def denoise(x: Tensor, t: Tensor) -> Tensor:
         nonlocal evaluation
-        call = Call(step, steps, float(t.max()), end, evaluation, "cond", problem.run.run_id)
+        call = Call(step, steps, _latest(t), end, evaluation, "cond", problem.run.run_id)
         evaluation += 1
         return problem.denoiser.denoise(x, t, problem.cond, call)
 

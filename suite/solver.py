@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from suite.coefficients import combine, expand, of_times
+
 if TYPE_CHECKING:  # a plugin's module must load without torch, so that listing it is cheap
     from torch import Tensor
 
@@ -92,22 +94,23 @@ class AdaptiveSolver(Solver):
         """From x at time t to x at time s with at most `budget` evaluations."""
 
 
-def expand(value: Tensor, x: Tensor) -> Tensor:
-    """A coefficient of shape [], [B] or [B, groups] ready to multiply x, in x's dtype and on its device.
-
-    A scalar stays on the CPU: torch multiplies it in without a copy to the device or a synchronisation.
-    """
-    if value.ndim == 0:
-        return value.to(x.dtype)
-    value = value.to(x)
-    return value.reshape(*value.shape, *[1] * (x.ndim - value.ndim))
-
-
 def transfer(noise: NoiseSchedule, x: Tensor, x0: Tensor, t: Tensor, s: Tensor) -> Tensor:
     """alpha_s x0 + sigma_s eps with the eps that x and x0 imply: DDIM, k-diffusion's Euler and flow Euler at once.
 
     Written as (sigma_s/sigma_t) x + (alpha_s - alpha_t sigma_s/sigma_t) x0, which has no singularity at
     alpha_t = 0 nor at sigma_s = 0. Needs sigma_t > 0.
     """
+    return combine(transfer_weights(noise, t, s), (x, x0))
+
+
+@of_times
+def transfer_weights(noise: NoiseSchedule, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    """What `transfer` multiplies x and x0 by."""
     ratio = noise.sigma(s) / noise.sigma(t)
-    return expand(ratio, x) * x + expand(noise.alpha(s) - noise.alpha(t) * ratio, x) * x0
+    return ratio, noise.alpha(s) - noise.alpha(t) * ratio
+
+
+__all__ = [
+    "AdaptiveSolver", "Denoise", "Solver", "SolverFacts", "combine", "expand", "of_times", "transfer",
+    "transfer_weights",
+]  # fmt: skip

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from suite.errors import ConfigError
 from suite.hookspecs import hookimpl
 from suite.plugin import Plugin
-from suite.solver import Denoise, Solver, SolverFacts, expand, transfer
+from suite.solver import Denoise, Solver, SolverFacts, combine, of_times, transfer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,6 +16,16 @@ if TYPE_CHECKING:
     from suite.noise import NoiseSchedule
     from suite.rng import SampleRng
     from suite.run import Run
+
+
+@of_times
+def weights(noise: NoiseSchedule, t: Tensor, s: Tensor, eta: Tensor | float) -> tuple[Tensor, ...]:
+    """What x, x0 and fresh noise are multiplied by."""
+    alpha_t, sigma_t, alpha_s, sigma_s = noise.alpha(t), noise.sigma(t), noise.alpha(s), noise.sigma(s)
+    ratio = alpha_t * sigma_s / (alpha_s * sigma_t)
+    fresh = eta * sigma_s * (1 - ratio**2).clamp(min=0).sqrt()
+    of_x = (sigma_s**2 - fresh**2).clamp(min=0).sqrt() / sigma_t
+    return of_x, alpha_s - alpha_t * of_x, fresh
 
 
 @dataclass(frozen=True)
@@ -37,14 +47,7 @@ class DDIMSolver(Solver):
         x0 = denoise(x, t)
         if self.eta == 0:
             return transfer(self.noise, x, x0, t, s), state
-        alpha_t, sigma_t = self.noise.alpha(t), self.noise.sigma(t)
-        alpha_s, sigma_s = self.noise.alpha(s), self.noise.sigma(s)
-        ratio = alpha_t * sigma_s / (alpha_s * sigma_t)
-        fresh = self.eta * sigma_s * (1 - ratio**2).clamp(min=0).sqrt()
-        kept = (sigma_s**2 - fresh**2).clamp(min=0).sqrt()
-        old = kept / sigma_t
-        mean = expand(old, x) * x + expand(alpha_s - alpha_t * old, x) * x0
-        return mean + expand(fresh, x) * rng.normal_like(x), state
+        return combine(weights(self.noise, t, s, self.eta), (x, x0, rng.normal_like(x))), state
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from suite.hookspecs import hookimpl
 from suite.plugin import Plugin
-from suite.solver import Denoise, Solver, SolverFacts, expand, transfer
+from suite.solver import Denoise, Solver, SolverFacts, combine, of_times, transfer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,10 +19,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Past:
-    """The evaluation of the step before: its x0 and its half log-SNR."""
+    """The evaluation of the step before and its time."""
 
     x0: Tensor
-    lam: Tensor
+    t: Tensor
+
+
+@of_times
+def weights(noise: NoiseSchedule, t: Tensor, s: Tensor, past: Tensor) -> tuple[Tensor, ...]:
+    """What x, x0 and the x0 at the time `past` are multiplied by."""
+    lam_t, lam_s, lam_past = (noise.log_snr(time) / 2 for time in (t, s, past))
+    extra = (lam_s - lam_t) / (2 * (lam_t - lam_past))
+    extra = extra.where(extra.isfinite(), 0.0)
+    of_x = noise.sigma(s) / noise.sigma(t)
+    of_x0 = noise.alpha(s) - noise.alpha(t) * of_x
+    return of_x, of_x0 * (1 + extra), -of_x0 * extra
 
 
 @dataclass(frozen=True)
@@ -40,13 +51,9 @@ class DPMpp2MSolver(Solver):
     def step(self, denoise: Denoise, x: Tensor, t: Tensor, s: Tensor, state: Any, rng: SampleRng) -> tuple[Tensor, Any]:
         del rng
         x0 = denoise(x, t)
-        lam_t, lam_s = self.noise.log_snr(t) / 2, self.noise.log_snr(s) / 2
-        estimate = x0
-        if state is not None:
-            weight = (lam_s - lam_t) / (2 * (lam_t - state.lam))
-            weight = weight.where(weight.isfinite(), 0.0)
-            estimate = x0 + expand(weight, x) * (x0 - state.x0)
-        return transfer(self.noise, x, estimate, t, s), _Past(x0, lam_t)
+        if state is None:
+            return transfer(self.noise, x, x0, t, s), _Past(x0, t)
+        return combine(weights(self.noise, t, s, state.t), (x, x0, state.x0)), _Past(x0, t)
 
 
 @dataclass(frozen=True)

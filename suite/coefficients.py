@@ -1,0 +1,68 @@
+"""Coefficients of a step: float64 functions of times alone, so a run on a known grid looks them up.
+
+A step is a linear combination of tensors. Its coefficients cost a dozen operations on scalars, which for a small
+network at batch 1 is more than the combination itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache, wraps
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # plugins' modules import this one, and must load without torch
+    from torch import Tensor
+
+    from suite.noise import NoiseSchedule
+
+    #: A float where all samples share the time, else a tensor [B] or [B, groups].
+    Coefficient = float | Tensor
+
+REMEMBERED = 8192
+
+
+def of_times(function: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Coefficient, ...]]:
+    """Turn `(noise, *times) -> float64 tensors` into a function that remembers its values at scalar times.
+
+    It then returns floats; at times of shape [B] or [B, groups] it computes tensors of that shape every time.
+    A plain number among the times, such as DDIM's eta, is an argument like any other.
+    """
+
+    @lru_cache(REMEMBERED)
+    def remembered(noise: NoiseSchedule, *times: float) -> tuple[float, ...]:
+        import torch
+
+        scalars = (torch.tensor(t, dtype=torch.float64) for t in times)
+        return tuple(float(c) for c in function(noise, *scalars))
+
+    @wraps(function)
+    def coefficients(noise: NoiseSchedule, *times: Tensor | float) -> tuple[Coefficient, ...]:
+        if any(getattr(t, "ndim", 0) for t in times):
+            return function(noise, *times)
+        return remembered(noise, *map(float, times))
+
+    return coefficients
+
+
+def expand(value: Tensor, x: Tensor) -> Tensor:
+    """A coefficient of shape [], [B] or [B, groups] ready to multiply x, in x's dtype and on its device.
+
+    A scalar stays on the CPU: torch multiplies it in without a copy to the device or a synchronisation.
+    """
+    if value.ndim == 0:
+        return value.to(x.dtype)
+    value = value.to(x)
+    return value.reshape(*value.shape, *[1] * (x.ndim - value.ndim))
+
+
+def combine(coefficients: Sequence[Coefficient], tensors: Sequence[Tensor]) -> Tensor:
+    """sum_i coefficients[i] * tensors[i], in the tensors' dtype and on their device."""
+    out: Tensor | None = None
+    for value, x in zip(coefficients, tensors, strict=True):
+        if not isinstance(value, int | float):
+            term = expand(value, x) * x
+            out = term if out is None else out + term
+        else:
+            out = x * value if out is None else out.add(x, alpha=value)
+    assert out is not None
+    return out

@@ -1,0 +1,67 @@
+"""Coefficients are remembered at scalar times, computed at others, and the same in both."""
+
+import pytest
+import torch
+
+from suite.coefficients import combine, of_times
+from suite.noise import Cosine, Flow, VPLinear, VPTable
+from suite.solver import transfer_weights
+
+TABLE = VPTable.named("linear", 50)
+
+
+@pytest.mark.parametrize("noise", [Flow(), Cosine(), VPLinear(), TABLE])
+def test_scalars_and_tensors_agree(noise):
+    t, s = torch.tensor([1.0, 0.6], dtype=torch.float64), torch.tensor([0.7, 0.0], dtype=torch.float64)
+    together = transfer_weights(noise, t, s)
+    for row in range(2):
+        alone = transfer_weights(noise, t[row], s[row])
+        assert all(type(c) is float for c in alone)
+        assert [float(c[row]) for c in together] == pytest.approx(alone, rel=1e-15)
+
+
+def test_scalar_times_are_computed_once():
+    asked = []
+
+    @of_times
+    def count(noise, t, weight):
+        asked.append(float(weight))
+        return (t * weight,)
+
+    t = torch.tensor(0.5, dtype=torch.float64)
+    assert [count(Flow(), t, 3.0) for _ in range(3)] == [(1.5,)] * 3
+    assert count(Flow(), t, 2.0) == (1.0,)
+    assert count(Cosine(), t, 2.0) == (1.0,)  # another schedule is another question
+    assert asked == [3.0, 2.0, 2.0]
+    for _ in range(2):
+        count(Flow(), t.expand(2), 3.0)
+    assert asked == [3.0, 2.0, 2.0, 3.0, 3.0]
+
+
+def test_equal_schedules_share_and_different_ones_do_not():
+    assert hash(TABLE) == hash(VPTable.named("linear", 50)) and VPTable.named("linear", 50) == TABLE
+    assert VPTable.named("cosine", 50) != TABLE
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_combine_is_the_linear_combination(dtype):
+    rng = torch.Generator().manual_seed(0)
+    parts = [torch.randn(2, 3, 4, generator=rng, dtype=torch.float64).to(dtype) for _ in range(3)]
+    values = (0.25, -1.5, 0.0)
+    expected = sum(c * x for c, x in zip(values, parts, strict=True))
+    out = combine(values, parts)
+    assert out.dtype == dtype
+    torch.testing.assert_close(out, expected, rtol=1e-6, atol=1e-6)
+    rows = tuple(torch.tensor([c, 2 * c], dtype=torch.float64) for c in values)
+    out = combine(rows, parts)
+    assert out.dtype == dtype
+    torch.testing.assert_close(out[0], expected[0])
+    torch.testing.assert_close(out[1], 2 * expected[1])
+    groups = tuple(torch.full((2, 3), c, dtype=torch.float64) for c in values)
+    torch.testing.assert_close(combine(groups, parts), expected)
+
+
+def test_combine_keeps_its_inputs():
+    x = torch.ones(2, 2)
+    combine((2.0, 3.0), (x, x))
+    assert torch.equal(x, torch.ones(2, 2))
