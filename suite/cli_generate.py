@@ -65,6 +65,7 @@ AllowNoop = Annotated[bool, typer.Option("--allow-noop", help="Accept a plugin t
 ReportFile = Annotated[
     Path | None, typer.Option("--report", metavar="FILE", help="Write files and reports there as JSON.")
 ]
+Macs = Annotated[bool, typer.Option("--macs", help="Count multiply-accumulates for the report; slow.")]
 Json = Annotated[bool, typer.Option("--json", help="Print files and reports as JSON, and nothing else.")]
 
 
@@ -97,6 +98,7 @@ def command(modality: str, with_options: bool = True) -> Callable[..., int]:
         exact: Exact = False,
         allow_noop: AllowNoop = False,
         report: ReportFile = None,
+        macs: Macs = False,
         as_json: Json = False,
         **asked: Any,
     ) -> int:
@@ -124,7 +126,7 @@ def command(modality: str, with_options: bool = True) -> Callable[..., int]:
             allow_noop=allow_noop,
         )
         files = _files(plan, output, prompts, report)
-        return Job(plan, prompts, seeds, files, negative, options, device, batch, report, as_json).run()
+        return Job(plan, prompts, seeds, files, negative, options, device, batch, report, macs, as_json).run()
 
     generate.__doc__ = f"Generate {modality} from a prompt."
     return _with_flags(generate, declared)

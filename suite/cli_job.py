@@ -58,6 +58,7 @@ class Job:
     device: str | None
     batch: int
     report_file: Path | None
+    count_macs: bool
     as_json: bool
     saved: list[Path] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
@@ -105,6 +106,7 @@ class Job:
             negative=self.negative,
             options=self.options,
             on_step=lambda step: on_step(number, step),
+            count_macs=self.count_macs,
         )
         self.reports.append(result.report.to_dict())
         if not is_writer():

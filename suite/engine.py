@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from suite.call import Call
 from suite.denoiser import Cond, Counter, Denoiser, NetworkDenoiser
 from suite.errors import ConfigError, NoOpError, PluginError, SuiteError
 from suite.guidance import Guidance
+from suite.macs import counting
 from suite.manager import Active, blame
 from suite.mesh import Mesh
 from suite.modality import Modality
@@ -246,11 +247,13 @@ class Engine:
         negative: str = "",
         options: Mapping[str, Value | None] | None = None,
         on_step: Callable[[int], None] | None = None,
+        count_macs: bool = False,
     ) -> Result:
         """Generate one batch: `num` samples of each prompt, with seeds seed .. seed + num - 1.
 
         A sample depends on its prompt, its options and its seed only. `options` are those that the modality
-        declares. `on_step` is called after each solver step.
+        declares. `on_step` is called after each solver step. `count_macs` fills the report's `macs`, at the cost of
+        its `seconds`, which then measure the counting.
 
         Raises:
             ConfigError: empty prompt, or an option that the modality does not take.
@@ -259,7 +262,9 @@ class Engine:
         """
         items = [prompt] if isinstance(prompt, str) else list(prompt)
         prompts, seeds = expand(items, num, seed)
-        return self.generate_batch(prompts, seeds, negative=negative, options=options, on_step=on_step)
+        return self.generate_batch(
+            prompts, seeds, negative=negative, options=options, on_step=on_step, count_macs=count_macs
+        )
 
     def generate_batch(
         self,
@@ -269,6 +274,7 @@ class Engine:
         negative: str = "",
         options: Mapping[str, Value | None] | None = None,
         on_step: Callable[[int], None] | None = None,
+        count_macs: bool = False,
     ) -> Result:
         """Generate sample i from prompts[i] and seeds[i], all in one batch."""
         request = self.request(prompts, negative, options)
@@ -287,10 +293,12 @@ class Engine:
                     chain.append((active, wrap))
                     if wrap and wrap.network:
                         network = _apply(active, wrap, network)
-            with attributed(None, "", self.plan.manager.active):
+            with attributed(None, "", self.plan.manager.active), ExitStack() as stack:
+                macs = stack.enter_context(counting()) if count_macs else None
                 x0 = self._sample(
                     run, request, cond, [w for _, w in chain if w], counter, on_step or (lambda step: None), network
                 )
+                counted = macs() / request.batch if macs else None
             self._add_up(counter)
             clock.lap("sample")
         finally:
@@ -301,7 +309,7 @@ class Engine:
         artifacts = self.modality.decode(x0, request)
         clock.lap("decode")
         plugins = self._plugin_reports(chain)
-        return Result(artifacts, self._report(run, request, counter, clock.laps, plugins), self.modality)
+        return Result(artifacts, self._report(run, request, counter, clock.laps, plugins, counted), self.modality)
 
     def _add_up(self, counter: Counter) -> None:
         """Evaluations of all ranks: `nfe` is their sum, `depth` the longest."""
@@ -355,6 +363,7 @@ class Engine:
         counter: Counter,
         laps: Mapping[str, float],
         plugins: Sequence[PluginReport],
+        macs: float | None,
     ) -> RunReport:
         return RunReport(
             modality=run.modality,
@@ -370,6 +379,7 @@ class Engine:
             steps=run.steps,
             nfe=counter.nfe,
             depth=counter.depth,
+            macs=macs,
             seconds={"load": round(self._load_seconds, 4), **{k: round(v, 4) for k, v in laps.items()}},
             network_bytes=self.network.bytes(),
             peak_memory_bytes=peak_memory(self.device),

@@ -45,6 +45,7 @@ class RunReport:
         warnings: rules that advise against the chain.
         versions: of the packages that decide the numbers.
         negative: the negative prompt.
+        macs: multiply-accumulates a sample that ran on this rank while sampling; None if they were not counted.
         options: what the request chose besides the prompt.
     """
 
@@ -68,6 +69,7 @@ class RunReport:
     warnings: Sequence[str]
     versions: Mapping[str, str]
     negative: str = ""
+    macs: float | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     report_version: int = REPORT_VERSION
 
