@@ -184,6 +184,7 @@ def _files(plan: Plan, output: Path | None, prompts: list[str], report: Path | N
         files = targets(output, len(prompts), suffixes)
     else:
         files = [Path(name + suffixes[0]) for name in texts.names(prompts, plan.modality.name)]
+    modality.check_suffix(files[0].suffix.lower())
     if report in files:
         raise ConfigError(f"--report {report} is also a result's file; give another name")
     return files

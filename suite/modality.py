@@ -91,6 +91,15 @@ class Modality(ABC):
         """The metadata that `save` wrote. ConfigError if there is none."""
 
     @classmethod
+    def check_suffix(cls, suffix: str) -> None:
+        """Refuse an ending of `suffixes` that cannot be written on this machine, before any heavy work.
+
+        Raises:
+            ConfigError: an encoder is missing; the message says how to get it.
+        """
+        del suffix
+
+    @classmethod
     def same(cls, first: Path, second: Path) -> bool:
         """Whether two files that `save` wrote with equal metadata hold the same content, bit for bit.
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from suite.errors import ConfigError, OutputError
+
+RECORD = "metadata.json"
+"""The record in a result that is a folder."""
 
 
 def targets(output: Path, count: int, suffixes: Sequence[str]) -> list[Path]:
@@ -20,7 +24,7 @@ def targets(output: Path, count: int, suffixes: Sequence[str]) -> list[Path]:
     Raises:
         ConfigError: the folder does not exist or cannot be written, or the ending is not one that can be saved.
     """
-    if output.is_dir():
+    if output.is_dir() and not (output.suffix.lower() in suffixes and _is_result(output)):
         files = [output / f"{i:03d}{suffixes[0]}" for i in range(count)]
     else:
         if output.suffix.lower() not in suffixes:
@@ -35,6 +39,11 @@ def targets(output: Path, count: int, suffixes: Sequence[str]) -> list[Path]:
         )
     check_folder(files[0].parent)
     return files
+
+
+def _is_result(path: Path) -> bool:
+    """Whether a path is a folder that is a result by itself: frames of a clip, with their record."""
+    return (path / RECORD).is_file()
 
 
 def check_folder(folder: Path) -> None:
@@ -59,18 +68,24 @@ def check_folder(folder: Path) -> None:
 def atomically(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`; renamed to it on success, removed on any failure.
 
+    What is written there may be a folder (frames of a clip); it then takes the place of an older folder.
+
     Raises:
         OutputError: the disk is full or the file cannot be written.
     """
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         yield temporary
+        if temporary.is_dir() and _is_result(path):
+            shutil.rmtree(path)
         os.replace(temporary, path)
     except OSError as error:
         raise OutputError(
             f"{path} could not be written: {error.strerror or error}; nothing half-written is left"
         ) from error
     finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
         temporary.unlink(missing_ok=True)
 
 

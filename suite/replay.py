@@ -65,7 +65,7 @@ def read(file: Path) -> Record:
     Raises:
         ConfigError: no such file, no modality that reads it, no metadata, or metadata that is not whole.
     """
-    if not file.is_file():
+    if not file.exists():
         raise ConfigError(f"no file {file}")
     refusals = []
     for entry in installed(MODALITIES).values():

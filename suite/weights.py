@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from suite.errors import ConfigError
 
@@ -24,24 +24,31 @@ def load_network(folder: Path, device: str, dtype: torch.dtype) -> nn.Module:
     """
     config = _config(folder)
     module = _build(folder, config)
-    weights = next((folder / f for f in FILES if (folder / f).is_file()), None)
-    if weights is None:
+    for name in FILES:
+        if (folder / name).is_file():
+            load_weights(module, folder / name, config["_class_name"])
+            break
+        if (folder / f"{name}.index.json").is_file():
+            load_weights(module, folder / f"{name}.index.json", config["_class_name"])
+            break
+    else:
         raise ConfigError(f"{folder} has no weights; expected {FILES[0]}")
-    load_weights(module, weights, config["_class_name"])
     # nn.Module's own `to`: diffusers' override logs advice that is meant for from_pretrained.
     return nn.Module.to(module, device=device, dtype=dtype).eval().requires_grad_(False)
 
 
 def load_weights(module: nn.Module, weights: Path, owner: str) -> None:
-    """Fill `module` from a safetensors file; `owner` is what the messages call it.
+    """Fill `module` from a safetensors file, or the index of several; `owner` is what the messages call it.
 
     Raises:
         ConfigError: the file is missing, truncated, or its tensors are not the module's.
     """
-    try:
-        tensors = load_file(weights)
-    except (SafetensorError, OSError) as error:
-        raise ConfigError(f"{weights} cannot be read, it is damaged or incomplete: {error}") from error
+    tensors: dict[str, Tensor] = {}
+    for part in _parts(weights):
+        try:
+            tensors |= load_file(part)
+        except (SafetensorError, OSError) as error:
+            raise ConfigError(f"{part} cannot be read, it is damaged or incomplete: {error}") from error
     wanted = module.state_dict()
     if missing := sorted(wanted.keys() - tensors.keys()):
         raise ConfigError(f"{weights} lacks {len(missing)} tensors of {owner}, first {missing[0]}")
@@ -53,6 +60,17 @@ def load_weights(module: nn.Module, weights: Path, owner: str) -> None:
                 f"{weights}: {name} has shape {tuple(tensor.shape)}, {owner} expects {tuple(wanted[name].shape)}"
             )
     module.load_state_dict(tensors)
+
+
+def _parts(weights: Path) -> list[Path]:
+    """The safetensors files that hold the weights: one, or those of an index."""
+    if weights.suffix != ".json":
+        return [weights]
+    try:
+        names = json.loads(weights.read_text())["weight_map"].values()
+        return [weights.parent / name for name in sorted(set(names))]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{weights} is not an index of weights: {error!r}") from error
 
 
 def _config(folder: Path) -> dict:

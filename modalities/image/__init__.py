@@ -61,19 +61,9 @@ class Image(Modality):
 
     def encode(self, request: Request) -> Mapping[str, Cond]:
         """Token states [B, L, 384] and their mask [B, L]; the unconditional branch is the negative prompt's."""
-        import torch
+        from suite.modalities.shared.text_encoder import branches
 
-        from suite.modalities.shared import text_encoder
-
-        unique = list(dict.fromkeys([*request.prompts, request.negative]))
-        encoded = text_encoder.encode(unique, self._length).to(self.device)
-        row = {prompt: i for i, prompt in enumerate(unique)}
-
-        def pick(wanted: Sequence[str]) -> Cond:
-            index = torch.tensor([row[p] for p in wanted], device=self.device)
-            return {"states": encoded.states[index].to(self.dtype), "mask": encoded.mask[index]}
-
-        return {"cond": pick(request.prompts), "uncond": pick([request.negative] * request.batch)}
+        return branches(request.prompts, request.negative, self._length, self.device, self.dtype)
 
     def forward(self, module: nn.Module, x: Tensor, time: Tensor, cond: Cond) -> Tensor:
         """Call a PixArt transformer or a conditional U-Net; both take token states and a mask."""

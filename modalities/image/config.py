@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from suite.errors import ConfigError
 from suite.modalities.shared.training import TrainOptions
+from suite.modalities.shared.training_file import read_training
 
 
 @dataclass(frozen=True)
@@ -54,62 +52,5 @@ class ImageTraining:
 
 
 def read(path: Path | str, overrides: Sequence[str] = ()) -> ImageTraining:
-    """The recipe in a YAML file, with `overrides` such as `train.lr=1e-3` laid over it.
-
-    Raises ConfigError that names the file and the key for anything unknown, missing or of the wrong kind.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"There is no training file {path}: see configs/training/ for those that come with the suite")
-    try:
-        tree = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path} holds {type(tree).__name__}, expected keys and values")
-    for text in overrides:
-        _override(tree, text)
-    options = tree.pop("train", {})
-    _check_keys(path, "train.", options, TrainOptions)
-    _check_keys(path, "", tree, ImageTraining)
-    try:
-        return ImageTraining(**tree, train=TrainOptions(**options))
-    except TypeError as error:
-        raise ConfigError(f"{path}: {error}") from error
-
-
-def _override(tree: dict[str, Any], text: str) -> None:
-    key, equals, value = text.partition("=")
-    if not key or not equals:
-        raise ConfigError(f"Override {text!r} is not of the form key=value, such as train.lr=1e-3")
-    *path, last = key.split(".")
-    for part in path:
-        tree = tree.setdefault(part, {})
-        if not isinstance(tree, dict):
-            raise ConfigError(f"Override {text!r}: {part} is a single value, it has no parts")
-    tree[last] = _number(yaml.safe_load(value))
-
-
-def _number(value: Any) -> Any:
-    """YAML 1.1 takes `1e-3` for text, for want of a point."""
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
-
-
-def _check_keys(path: Path, prefix: str, values: Any, kind: type) -> None:
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: {prefix.rstrip('.')} holds {type(values).__name__}, expected keys and values")
-    known = {f.name: str(f.type) for f in fields(kind)}
-    for key, value in values.items():
-        if key not in known:
-            close = difflib.get_close_matches(str(key), known, 1)
-            hint = f"did you mean {prefix}{close[0]}?" if close else f"known keys: {', '.join(known)}"
-            raise ConfigError(f"{path}: unknown key {prefix}{key}; {hint}")
-        values[key] = value = _number(value) if known[key] in ("float", "int") else value
-        if known[key] == "int" and isinstance(value, float) and value.is_integer():
-            values[key] = value = int(value)
-        allowed = {"int": int, "float": (int, float), "bool": bool, "str": str}.get(known[key], object)
-        if not isinstance(value, allowed) or (isinstance(value, bool) and known[key] in ("int", "float")):
-            raise ConfigError(f"{path}: {prefix}{key} is {value!r}, expected {known[key]}")
+    """The recipe in a YAML file; see `read_training`."""
+    return read_training(ImageTraining, path, overrides)

@@ -108,7 +108,7 @@ def read_fluent(path: Path, size: int, names: Mapping[str, Emoji]) -> Iterable[R
     """The soft, glossy 3D pictures, in the order of their file names; 256 px before scaling."""
     pictures = {PurePosixPath(name).name: data for name, data in members(path, r"/assets/[^/]+\.webp$")}
     for name in sorted(pictures):
-        if emoji := _usable(name.removesuffix(".webp"), names):
+        if emoji := usable(name.removesuffix(".webp"), names):
             with Image.open(io.BytesIO(pictures[name])) as image:
                 yield Record("3d", emoji.name, emoji.keywords, on_white(image, size))
 
@@ -118,7 +118,7 @@ def read_noto(path: Path, size: int, names: Mapping[str, Emoji]) -> Iterable[Rec
     icons = _json_member(path, r"/icons\.json$")["icons"]
     side = max(size, SVG_SIZE)
     for code, icon in _json_member(path, r"/chars\.json$").items():
-        emoji = _usable(code, names)
+        emoji = usable(code, names)
         if emoji is None or icon not in icons:
             continue
         body = icons[icon]["body"]
@@ -186,7 +186,7 @@ def _plain(text: str) -> str:
     return text.replace("\ufe0f", "")
 
 
-def _usable(stem: str, names: Mapping[str, Emoji]) -> Emoji | None:
+def usable(stem: str, names: Mapping[str, Emoji]) -> Emoji | None:
     """The emoji of a file stem such as `1f98a` or `1f469-200d-1f680`; None for one to leave out."""
     try:
         character = _plain("".join(chr(int(code, 16)) for code in stem.split("-")))

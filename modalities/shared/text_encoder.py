@@ -73,6 +73,24 @@ def encode(prompts: Sequence[str], length: int = 24, batch: int = 256) -> TokenS
     return TokenStates(torch.cat(states), torch.cat(masks))
 
 
+def branches(
+    prompts: Sequence[str], negative: str, length: int, device: torch.device | str, dtype: torch.dtype
+) -> dict[str, dict[str, Tensor]]:
+    """Conditioning of the branches `cond` and `uncond`: `states` [B, L, 384] and `mask` [B, L] each.
+
+    The unconditional branch is the negative prompt's, for every sample.
+    """
+    unique = list(dict.fromkeys([*prompts, negative]))
+    encoded = encode(unique, length).to(device)
+    row = {prompt: i for i, prompt in enumerate(unique)}
+
+    def pick(wanted: Sequence[str]) -> dict[str, Tensor]:
+        index = torch.tensor([row[prompt] for prompt in wanted], device=device)
+        return {"states": encoded.states[index].to(dtype), "mask": encoded.mask[index]}
+
+    return {"cond": pick(prompts), "uncond": pick([negative] * len(prompts))}
+
+
 @lru_cache(maxsize=1)
 def minilm() -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     """The tokenizer and the network, loaded once a process, in eval mode and without gradients."""

@@ -255,3 +255,20 @@ def test_two_distributions_with_one_name(suite, here, tmp_path, monkeypatch):
     refused(suite, here, ["plugins", "list"], "other-fake 3", "fake-modality 1.2", "SUITE_NO_PLUGINS=fake-count")
     monkeypatch.setenv("SUITE_NO_PLUGINS", "fake-count")
     assert suite("plugins", "list").code == 0
+
+
+def test_a_missing_encoder_is_said_before_the_model_is_loaded(suite, here, model, monkeypatch):
+    from fake_modality import Fake
+
+    from suite.errors import ConfigError
+
+    def check(suffix: str) -> None:
+        raise ConfigError(f"no encoder for {suffix}")
+
+    def load(*_: object) -> None:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(Fake, "check_suffix", staticmethod(check))
+    monkeypatch.setattr(Fake, "__init__", load)
+    (ending, *_) = Fake.suffixes
+    refused(suite, here, ["fake", "x", "--model", model, "-o", f"x{ending}"], f"no encoder for {ending}")

@@ -16,9 +16,10 @@ from PIL import Image
 
 from suite.errors import ConfigError
 from suite.modalities.image import data as image_data
-from suite.modalities.image.data import caption_list, load, prepare, quantise
+from suite.modalities.image.data import caption_list, load, prepare
 from suite.modalities.image.sources import STYLES, Style
 from suite.modalities.shared import fetch as fetching
+from suite.modalities.shared.captions import quantise
 from suite.modalities.shared.fetch import Archive, fetch, members
 from suite.modalities.shared.text_encoder import TokenStates
 
