@@ -2,7 +2,9 @@
 
 import itertools
 import math
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,16 +25,15 @@ from suite.solver import Solver
 from suite.testing import Gaussian, Mixture, PointMass, drive, observed_order
 from suite.testing.oracles import a_run, affine_step, log_snr_times, moments, reference, slope
 
+sys.path.insert(0, str(Path(__file__).parent))
+from _theirs import COMMON, KINDS, OLD_NUMPY, START, STEPS, TRAINED, as_time, on_their_grid, predicts
+
 NOISES = [VPLinear(), Flow(), Cosine(), VE(), TrigFlow()]
-X = torch.tensor([[-1.3], [0.4], [1.9]], dtype=torch.float64)
+X = START
 
 
 def ddim(noise: NoiseSchedule) -> Solver:
     return DDIMSolver(noise, 0.0)
-
-
-def as_time(*values: float) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
 
 
 # ---- order -------------------------------------------------------------------------------------
@@ -141,28 +142,6 @@ def test_moments_are_those_of_samples() -> None:
 
 
 # ---- against diffusers ---------------------------------------------------------------------------
-
-STEPS, TRAINED = 20, 1000
-COMMON: dict[str, Any] = {
-    "num_train_timesteps": TRAINED,
-    "beta_schedule": "scaled_linear",
-    "timestep_spacing": "trailing",
-}
-KINDS = [Prediction.EPSILON, Prediction.V, Prediction.SAMPLE]
-#: diffusers 0.42 calls numpy in a way of before numpy 2.
-OLD_NUMPY = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-START = X
-
-
-def predicts(kind: Prediction) -> dict[str, Any]:
-    """The kind as schedulers want to be told."""
-    return {"prediction_type": str(kind)}
-
-
-def on_their_grid(betas: Tensor, timesteps: Tensor) -> tuple[NoiseSchedule, Tensor]:
-    """Our noise schedule and times for a scheduler's own table: its timestep k is our (k + 1) / T, its end our 0."""
-    noise = VPTable(tuple(betas.double().tolist()))
-    return noise, torch.cat([(timesteps.double() + 1) / TRAINED, as_time(0.0)])
 
 
 @pytest.mark.parametrize("kind", KINDS)
