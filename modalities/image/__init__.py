@@ -67,18 +67,11 @@ class Image(Modality):
 
     def forward(self, module: nn.Module, x: Tensor, time: Tensor, cond: Cond) -> Tensor:
         """Call a PixArt transformer or a conditional U-Net; both take token states and a mask."""
-        states = cond["states"]
         if self.folder.fact("network") == PATCHED:
-            no_size = {"resolution": None, "aspect_ratio": None}
-            return module(
-                x,
-                encoder_hidden_states=states,
-                encoder_attention_mask=cond["mask"],
-                timestep=time,
-                added_cond_kwargs=no_size,
-                return_dict=False,
-            )[0]
-        return module(x, time, states, encoder_attention_mask=cond["mask"], return_dict=False)[0]
+            from suite.modalities.shared.pixart import call_pixart
+
+            return call_pixart(module, x, time, cond)
+        return module(x, time, cond["states"], encoder_attention_mask=cond["mask"], return_dict=False)[0]
 
     def decode(self, x0: Tensor, request: Request) -> list[Pictures.Image]:
         """RGB pictures, one a row."""

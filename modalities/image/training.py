@@ -1,17 +1,12 @@
 """Train a captioned-image model from a YAML file: a transformer (PixArt class) or a U-Net, both of diffusers.
 
-Noise is the flow family, x_t = (1 - t) x0 + t eps, t in [0, 1] with 1 the prior; the network gets 1000 t. It
-predicts x0, and its error is weighted as in velocity space: |x0_hat - x0|^2 / max(t, floor)^2, as the velocity is
-(x_t - x0) / t. The result is a diffusers-layout folder with half-precision averaged weights.
+Noise, prediction and loss are those of `suite.modalities.shared.flow`. The result is a diffusers-layout folder with
+half-precision averaged weights.
 """
 
 from __future__ import annotations
 
-import itertools
-import json
-import os
-import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +21,8 @@ from suite.errors import ConfigError
 from suite.modalities.image.config import ImageTraining, read
 from suite.modalities.image.data import ImageData, load
 from suite.modalities.image.sheet import sheet
+from suite.modalities.shared.export import export_folder, write_pipeline
+from suite.modalities.shared.flow import flow_loss, sample
 from suite.modalities.shared.text_encoder import TokenStates
 from suite.modalities.shared.training import TrainState, averaged
 from suite.modalities.shared.training import train as run_training
@@ -99,8 +96,12 @@ def train(
     def draw_sheet(model: nn.Module, step: int) -> None:
         save_sheet(sample(model, conditions, config.shape, null), out / f"samples-{step:06d}.png")
 
+    def draw(rng: torch.Generator) -> tuple[Tensor, TokenStates]:
+        return batches.draw(config.batch, config.caption_dropout, rng)
+
     where = "cpu" if device.type == "cpu" else "auto"
-    state = run_training(network, flow_loss(batches, config), config.train, out, resume, minutes, draw_sheet, where)
+    loss = flow_loss(draw, config.time_mean, config.time_std, config.time_floor, config.immiscible)
+    state = run_training(network, loss, config.train, out, resume, minutes, draw_sheet, where)
     return out if state.interrupted else export_state(state, config, out / EXPORT, out / "loss.csv")
 
 
@@ -139,47 +140,6 @@ def resized(pictures: Tensor, size: int) -> Tensor:
     return torch.cat(parts)
 
 
-def predict(network: nn.Module, x: Tensor, t: Tensor, text: TokenStates) -> Tensor:
-    """x0_hat of x_t [B, 3, S, S] at times t [B]; the output keeps the network's shape, in float32."""
-    extra: dict[str, Any] = {}
-    if "PixArt" in type(getattr(network, "_orig_mod", network)).__name__:
-        extra["added_cond_kwargs"] = {"resolution": None, "aspect_ratio": None}
-    return network(
-        x, timestep=1000 * t, encoder_hidden_states=text.states, encoder_attention_mask=text.mask, **extra
-    ).sample.float()
-
-
-def flow_loss(batches: Batches, config: ImageTraining) -> Callable[[nn.Module, torch.Generator], Tensor]:
-    """`loss(network, generator)` of one batch; see the head of this file."""
-
-    def loss(network: nn.Module, rng: torch.Generator) -> Tensor:
-        x0, text = batches.draw(config.batch, config.caption_dropout, rng)
-        normal = torch.randn(len(x0), device=x0.device, generator=rng)
-        t = torch.sigmoid(config.time_mean + config.time_std * normal)
-        noise = torch.randn(x0.shape, device=x0.device, generator=rng)
-        if config.immiscible:
-            noise = noise[assign(x0, noise)]
-        at = t.view(-1, 1, 1, 1)
-        error = predict(network, (1 - at) * x0 + at * noise, t, text) - x0
-        return (error / at.clamp(min=config.time_floor)).square().mean()
-
-    return loss
-
-
-def assign(x0: Tensor, noise: Tensor) -> Tensor:
-    """The permutation [B] of `noise` that makes the sum of squared distances to `x0` smallest, exactly.
-
-    Immiscible diffusion (Li et al., 2024): every picture is paired with noise that is near it. Norms do not depend
-    on the pairing, so the inner products decide.
-    """
-    try:
-        from scipy.optimize import linear_sum_assignment
-    except ImportError:
-        raise ConfigError("immiscible: true needs scipy, which is not installed. Type: pip install scipy") from None
-    cost = -(x0.flatten(1).double() @ noise.flatten(1).double().T)
-    return torch.as_tensor(linear_sum_assignment(cost.cpu().numpy())[1], device=noise.device)
-
-
 def sheet_captions(data: ImageData, config: ImageTraining, count: int = 32) -> Tensor:
     """Caption indices for the sheet: those that the configuration names, or some spread evenly over the data."""
     if not config.sheet:
@@ -190,34 +150,6 @@ def sheet_captions(data: ImageData, config: ImageTraining, count: int = 32) -> T
     return torch.tensor([where[text] for text in config.sheet])
 
 
-def sample(
-    network: nn.Module,
-    text: TokenStates,
-    shape: Sequence[int],
-    null: TokenStates,
-    steps: int = 20,
-    guidance: float = 3.0,
-    seed: int = 0,
-) -> Tensor:
-    """Pictures [N, 3, S, S] in [-1, 1], by Euler steps of the flow with classifier-free guidance.
-
-    Only for looking at a run in progress; the suite's engine has the solvers.
-    """
-    count, device = len(text), text.states.device
-    x = torch.randn(count, *shape, generator=torch.Generator().manual_seed(seed)).to(device)
-    both = TokenStates(
-        torch.cat([text.states, null.states.expand(count, -1, -1)]), torch.cat([text.mask, null.mask.expand(count, -1)])
-    )
-    times = torch.linspace(1, 0, steps + 1).tolist()
-    with torch.no_grad():
-        for t, s in itertools.pairwise(times):
-            at = torch.full((2 * count,), t, device=device)
-            conditional, free = predict(network, torch.cat([x, x]), at, both).chunk(2)
-            x0 = free + guidance * (conditional - free)
-            x = x0 + (s / t) * (x - x0)
-    return x.clamp(-1, 1)
-
-
 def save_sheet(pictures: Tensor, path: Path, columns: int = 8) -> None:
     """Write pictures [N, 3, S, S] in [-1, 1] as one PNG."""
     pixels = ((pictures.cpu() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
@@ -226,7 +158,7 @@ def save_sheet(pictures: Tensor, path: Path, columns: int = 8) -> None:
 
 
 def export_state(state: TrainState, config: ImageTraining, out: Path, log: Path | None = None) -> Path:
-    """`export` of the averaged weights of a training state."""
+    """Write the model folder of the averaged weights of a training state."""
     with averaged(state) as network:
         weights = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
     return export(weights, config, out, log)
@@ -237,45 +169,12 @@ def export(weights: Mapping[str, Tensor], config: ImageTraining, out: Path, log:
 
     An existing folder keeps its other files. Raises ConfigError when weights do not fit float16.
     """
-    for name, value in weights.items():
-        if value.is_floating_point() and not torch.isfinite(value.half()).all():
-            raise ConfigError(f"{name} has values that float16 cannot hold: the run diverged, so there is no model")
-    network = build(config)
-    network.load_state_dict(weights)
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    network.half().save_pretrained(partial / config.network, safe_serialization=True)  # pyright: ignore[reportCallIssue]
-    (partial / "suite.json").write_text(json.dumps(description(config), indent=2) + "\n")
-    write_pipeline(partial, config)
-    if log is not None and log.is_file():
-        shutil.copy(log, partial / "loss.csv")
-    out.mkdir(parents=True, exist_ok=True)
-    for item in sorted(partial.iterdir()):
-        target = out / item.name
-        if target.is_dir():
-            shutil.rmtree(target)
-        os.replace(item, target)
-    partial.rmdir()
-    return out
-
-
-def write_pipeline(folder: Path, config: ImageTraining) -> None:
-    """model_index.json and scheduler/, so that a diffusers pipeline opens the folder.
-
-    There are no text encoder, tokenizer and VAE in it: pass them as None, and prompts as `prompt_embeds`.
-    """
-    import diffusers
-
     pipeline, absent = PIPELINES[config.network]
-    index: dict[str, Any] = {"_class_name": pipeline, "_diffusers_version": diffusers.__version__}
-    index |= {part: [None, None] for part in absent}
-    index["scheduler"] = ["diffusers", "DPMSolverMultistepScheduler"]
-    index[config.network] = ["diffusers", CLASSES[config.network]]
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-    scheduler = diffusers.DPMSolverMultistepScheduler(
-        prediction_type="sample", use_flow_sigmas=True, algorithm_type="dpmsolver++", final_sigmas_type="zero"
-    )
-    scheduler.save_config(folder / "scheduler")
+
+    def extra(folder: Path) -> None:
+        write_pipeline(folder, pipeline, absent, config.network, CLASSES[config.network])
+
+    return export_folder(build(config), weights, config.network, description(config), out, extra, log)
 
 
 def description(config: ImageTraining) -> dict[str, Any]:

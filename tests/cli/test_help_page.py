@@ -15,6 +15,7 @@ HEADING = "## All commands\n"
 COMMANDS = (
     "",
     "image",
+    "audio",
     "replay",
     "plugins list",
     "plugins show",

@@ -17,9 +17,10 @@ from suite.errors import ConfigError
 from suite.modalities.image import training as image_training
 from suite.modalities.image.config import ImageTraining, read
 from suite.modalities.image.data import load
-from suite.modalities.image.training import assign, make_batches, resized, sheet_captions
+from suite.modalities.image.training import make_batches, resized, sheet_captions
 from suite.modalities.shared import checkpoint
 from suite.modalities.shared.checkpoint import latest
+from suite.modalities.shared.flow import assign
 from suite.modalities.shared.training import TrainOptions, averaged, begin, generator_for, learning_rate, train
 
 ROOT = Path(__file__).parents[2]

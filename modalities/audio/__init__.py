@@ -1,0 +1,126 @@
+"""Text to sound: log-mel pictures by a diffusers transformer, MiniLM conditioning, a small vocoder; 16 kHz, 2 s."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from suite.errors import ConfigError
+from suite.modality import Modality
+from suite.request import RequestOption
+
+if TYPE_CHECKING:  # the file endings are checked before torch is loaded
+    import torch
+    from torch import Tensor, nn
+
+    from suite.denoiser import Cond
+    from suite.modalities.audio.files import Sound
+    from suite.models import ModelFolder
+    from suite.request import Request
+    from suite.rng import SampleRng
+
+NETWORK = "transformer"
+VOCODER = "vocoder"
+
+
+class Audio(Modality):
+    """One opened audio model. x is [B, C, H, W], a folded picture of sound in [-1, 1]; artifacts are `Sound`s."""
+
+    name: ClassVar[str] = "audio"
+    suffixes: ClassVar[tuple[str, ...]] = (".wav", ".flac", ".mp3")
+    options: ClassVar[tuple[RequestOption, ...]] = (
+        RequestOption("seconds", float, "Length; what the model makes beyond it is cut.", None, 0.25, 2.048),
+    )
+    calibration_prompts: ClassVar[tuple[str, ...]] = (
+        "a slow melody on a violin", "a fast rock drum beat", "the word seven, female voice", "a cowbell",
+    )  # fmt: skip
+
+    def __init__(self, folder: ModelFolder, device: str, dtype: torch.dtype) -> None:
+        from suite import noise
+        from suite.modalities.audio.fold import folded_shape
+        from suite.modalities.audio.vocoder import open_vocoder
+        from suite.network import Layout, Network
+        from suite.prediction import Prediction
+        from suite.weights import load_network
+
+        self.folder = folder
+        self.device = device
+        self.dtype = dtype
+        patch = folder.fact("fold")
+        if not (isinstance(patch, list) and all(isinstance(n, int) for n in patch)):
+            raise ConfigError(f"model {folder.name}: fold {patch!r} in suite.json; expected [bands, frames]")
+        self.fold: tuple[int, int] = tuple(patch)
+        self.shape = folded_shape(self.fold)
+        self.noise = noise.from_config(folder.fact("noise"))
+        self.prediction = Prediction.named(folder.fact("prediction"))
+        module = load_network(folder.path / NETWORK, device, dtype)
+        self.network = Network(module, Layout(self.shape, tokens=self.shape[1] * self.shape[2]))
+        self.vocoder = open_vocoder(folder.path / VOCODER, device)
+        self._length = int(folder.facts.get("text", {}).get("length", 24))
+
+    def prior(self, request: Request, rng: SampleRng) -> Tensor:
+        """Standard normal times sigma(1), [B, C, H, W]."""
+        return rng.normal(self.shape) * float(self.noise.sigma(1.0))
+
+    def encode(self, request: Request) -> Mapping[str, Cond]:
+        """Token states [B, L, 384] and their mask [B, L]; the unconditional branch is the negative prompt's."""
+        from suite.modalities.shared.text_encoder import branches
+
+        return branches(request.prompts, request.negative, self._length, self.device, self.dtype)
+
+    def forward(self, module: nn.Module, x: Tensor, time: Tensor, cond: Cond) -> Tensor:
+        """Call the PixArt transformer with token states and a mask."""
+        from suite.modalities.shared.pixart import call_pixart
+
+        return call_pixart(module, x, time, cond)
+
+    def decode(self, x0: Tensor, request: Request) -> list[Sound]:
+        """Sounds, one a row, cut to the seconds asked for with a short fade."""
+        import torch
+
+        from suite.modalities.audio.files import Sound
+        from suite.modalities.audio.fold import unfold
+        from suite.modalities.audio.mel import RATE, SAMPLES, faded
+
+        seconds = request.options.get("seconds")
+        length = SAMPLES if seconds is None else min(SAMPLES, round(float(seconds) * RATE))
+        # One by one, so that a sound does not depend on the others of its batch.
+        pictures = unfold(x0.float().clamp(-1, 1), self.fold).split(1)
+        with torch.inference_mode():
+            sounds = [faded(self.vocoder.sound(picture)[:, :length])[0] for picture in pictures]
+        return [Sound(sound.cpu().numpy(), RATE) for sound in sounds]
+
+    def save(self, artifact: Sound, path: Path, metadata: Mapping[str, Any]) -> None:
+        """A sound file in the format that the ending names; its comment holds the metadata as JSON."""
+        from suite.modalities.audio.files import write
+
+        write(artifact, path, metadata)
+
+    @classmethod
+    def read_metadata(cls, path: Path) -> Mapping[str, Any]:
+        """The metadata of a sound file that `save` wrote."""
+        from suite.modalities.audio.files import read_metadata
+
+        return read_metadata(path)
+
+    @classmethod
+    def check_suffix(cls, suffix: str) -> None:
+        """Refuse an ending for which libsndfile has no encoder, or all of them when it is missing."""
+        from suite.modalities.audio.files import check_encoder
+
+        check_encoder(suffix)
+
+    @classmethod
+    def same(cls, first: Path, second: Path) -> bool:
+        """Whether two files decode to the same samples: encoders write their own version into the file."""
+        from suite.modalities.audio.files import read
+
+        a, b = read(first), read(second)
+        return a.rate == b.rate and a.samples.shape == b.samples.shape and bool((a.samples == b.samples).all())
+
+    def metrics(self, artifacts: Sequence[Sound], prompts: Sequence[str]) -> dict[str, float]:
+        """Frechet distances to real clips, agreement of tags, and errors of spoken words."""
+        from suite.modalities.audio.metrics import evaluate
+
+        return evaluate(artifacts, prompts)

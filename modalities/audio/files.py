@@ -1,0 +1,91 @@
+"""Sound files: WAV, FLAC and MP3, with the metadata of the suite as their comment."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from suite.errors import ConfigError
+from suite.modalities.audio.riff import add_comment, read_comment
+
+try:
+    import soundfile
+except (ImportError, OSError) as missing:  # OSError: the package is here, the library that it loads is not
+    raise ConfigError(
+        f"Sound files need soundfile, which cannot be loaded ({missing}). "
+        "Type: pip install 'efficient-diffusion-suite[audio]'"
+    ) from missing
+
+SUFFIXES = (".wav", ".flac", ".mp3")
+
+
+@dataclass(frozen=True, eq=False)
+class Sound:
+    """Mono sound: `samples` float32 [n] in [-1, 1], `rate` a second."""
+
+    samples: NDArray[np.float32]
+    rate: int
+
+    @property
+    def seconds(self) -> float:
+        """Length."""
+        return len(self.samples) / self.rate
+
+
+def check_encoder(suffix: str) -> None:
+    """Raise ConfigError unless libsndfile writes files of this ending."""
+    if suffix[1:].upper() not in soundfile.available_formats():
+        can = [s for s in SUFFIXES if s[1:].upper() in soundfile.available_formats()]
+        raise ConfigError(
+            f"libsndfile {soundfile.__libsndfile_version__} has no encoder for {suffix}; "
+            f"choose {', '.join(can)}, or pip install -U soundfile"
+        )
+
+
+def write(sound: Sound, path: Path, metadata: Mapping[str, Any]) -> None:
+    """Write `sound` in the format that the ending names: 16 bit, or MP3 at libsndfile's own quality.
+
+    Raises ConfigError when libsndfile has no encoder for it.
+    """
+    suffix, text = path.suffix.lower(), json.dumps(metadata)
+    check_encoder(suffix)
+    subtype = None if suffix == ".mp3" else "PCM_16"
+    with soundfile.SoundFile(path, "w", sound.rate, 1, subtype) as stream:
+        if suffix != ".wav":
+            stream.comment = text
+        stream.write(np.clip(sound.samples, -1, 1))
+    if suffix == ".wav":
+        add_comment(path, text)
+
+
+def read(path: Path) -> Sound:
+    """A sound file as mono. Raises ConfigError when it cannot be read."""
+    try:
+        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise ConfigError(f"{path} is not a readable sound file: {error}") from error
+    return Sound(samples.mean(1), rate)
+
+
+def read_metadata(path: Path) -> Mapping[str, Any]:
+    """The metadata that `write` wrote. Raises ConfigError if there is none."""
+    try:
+        with soundfile.SoundFile(path) as stream:
+            text = stream.comment or ""
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise ConfigError(f"{path} is not a readable sound file: {error}") from error
+    if path.suffix.lower() == ".wav":
+        text = read_comment(path) or ""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path} was not made by this suite: its comment holds no report")
+    return found
