@@ -55,7 +55,7 @@ from suite.modalities.shared.captions import (
 )
 from suite.modalities.shared.fetch import cache_dir, digest, fetch
 from suite.modalities.shared.text_encoder import encode
-from suite.output import write
+from suite.output import atomically
 
 FORMAT = 1
 LIMIT = 40 * 2**20
@@ -167,8 +167,7 @@ def write_mel(
         about["states"] = {"tokens": len(states), "levels": levels, "relative_error": round(error, 5)}
         content = save(tensors, {"suite": json.dumps(about, ensure_ascii=False, sort_keys=True)})
         if len(content) <= limit:
-            write(target, lambda temporary, content=content: temporary.write_bytes(content))
-            return target
+            return _put(target, content)
     raise ConfigError(f"{len(made)} clips with {len(texts)} captions take more than {limit / 2**20:.1f} MiB")
 
 
@@ -193,8 +192,7 @@ def write_waves(target: Path, made: Sequence[Clip], sources: Sequence[Mapping[st
         "sources": list(sources),
     }
     content = save({"sound": as_bytes(_flac(kept))}, {"suite": json.dumps(about, ensure_ascii=False, sort_keys=True)})
-    write(target, lambda temporary: temporary.write_bytes(content))
-    return target
+    return _put(target, content)
 
 
 def load(path: Path | str) -> AudioData:
@@ -255,6 +253,12 @@ def _open(path: Path, wanted: Sequence[str]) -> tuple[dict[str, Any], dict[str, 
         other = "audio-waves.safetensors (sound)" if "sound" in tensors else "audio-mel.safetensors (pictures)"
         raise ConfigError(f"{path} is {other} and has no {missing[0]}: give the other file that prepare wrote")
     return about, tensors
+
+
+def _put(target: Path, content: bytes) -> Path:
+    with atomically(target) as temporary:
+        temporary.write_bytes(content)
+    return target
 
 
 def _damaged(path: Path | str, error: Exception) -> ConfigError:

@@ -225,7 +225,7 @@ def test_vocoder_trains_and_improves_on_what_it_begins_with(waves, tmp_path, mon
     assert after < 0.97 * before
 
 
-@pytest.mark.parametrize("name", ["audio-16k", "audio-vocoder"])
+@pytest.mark.parametrize("name", ["audio-16k", "audio-16k-gpu", "audio-vocoder"])
 def test_shipped_recipes_can_be_read(name):
     path = ROOT / "configs" / "training" / f"{name}.yaml"
     if kind_of(path) == "vocoder":
