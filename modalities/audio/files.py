@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from suite.errors import ConfigError
 from suite.modalities.audio.riff import add_comment, read_comment
+
+if TYPE_CHECKING:  # writing a file needs no torch
+    from torch import Tensor
 
 try:
     import soundfile
@@ -89,3 +92,18 @@ def read_metadata(path: Path) -> Mapping[str, Any]:
     if not isinstance(found, dict):
         raise ConfigError(f"{path} was not made by this suite: its comment holds no report")
     return found
+
+
+def as_tensor(sounds: Sequence[Sound]) -> Tensor:
+    """float32 [N, 32768]: sounds at 16 kHz, cut or padded with silence to 2.048 s."""
+    import torch
+
+    from suite.modalities.audio.mel import RATE, SAMPLES
+
+    rows = torch.zeros(len(sounds), SAMPLES)
+    for row, sound in zip(rows, sounds, strict=True):
+        if sound.rate != RATE:
+            raise ConfigError(f"A sound has {sound.rate} samples a second, expected {RATE}: resample it")
+        part = sound.samples[:SAMPLES]
+        row[: len(part)] = torch.from_numpy(np.ascontiguousarray(part))
+    return rows

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from PIL import Image
 from torch import Tensor, nn
 
 from suite.errors import ConfigError
@@ -22,6 +21,7 @@ from suite.modalities.audio import vocoder_training
 from suite.modalities.audio.config import AudioTraining, kind_of, read
 from suite.modalities.audio.data import AudioData, load
 from suite.modalities.audio.fold import fold, unfold
+from suite.modalities.audio.sheet import save_spectrograms
 from suite.modalities.shared.export import export_folder, write_pipeline
 from suite.modalities.shared.flow import flow_loss, sample
 from suite.modalities.shared.text_encoder import TokenStates
@@ -138,19 +138,6 @@ def sheet_captions(data: AudioData, config: AudioTraining, count: int = 16) -> T
     if absent := [text for text in config.sheet if text not in where]:
         raise ConfigError(f"sheet: the training set has no caption {absent[0]!r}; sheets show captions of the data")
     return torch.tensor([where[text] for text in config.sheet])
-
-
-def save_spectrograms(pictures: Tensor, path: Path, columns: int = 4) -> None:
-    """Write pictures [N, 80, 128] in [-1, 1] as one PNG, low bands at the bottom, two pixels apart."""
-    levels = ((pictures.cpu().flip(1) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    count, bands, frames = levels.shape
-    rows = -(-count // columns)
-    canvas = torch.full((rows * (bands + 2), columns * (frames + 2)), 255, dtype=torch.uint8)
-    for k, level in enumerate(levels):
-        top, left = k // columns * (bands + 2), k % columns * (frames + 2)
-        canvas[top : top + bands, left : left + frames] = level
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(canvas.numpy()).save(path)
 
 
 def export_state(state: TrainState, config: AudioTraining, out: Path, log: Path | None = None) -> Path:

@@ -14,9 +14,9 @@ pytest.importorskip("soundfile", reason="the extra audio is not installed")
 pytest.importorskip("torchaudio", reason="the extra audio is not installed")
 
 from suite.modalities.audio.data import load_waves
-from suite.modalities.audio.files import Sound
+from suite.modalities.audio.files import Sound, as_tensor
 from suite.modalities.audio.mel import RATE, SAMPLES
-from suite.modalities.audio.metrics import as_tensor, embedding, evaluate, musicnn
+from suite.modalities.audio.metrics import embedding, evaluate, musicnn
 from suite.modalities.audio.metrics.fit_musicnn import _entries, _fields, _varint
 from suite.modalities.audio.metrics.reference import load_reference, save_reference
 from suite.modalities.audio.metrics.tags import INSTRUMENTS, agreement, expected

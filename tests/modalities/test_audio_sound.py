@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from suite.errors import ConfigError
 
 pytest.importorskip("soundfile", reason="the extra audio is not installed")
 pytest.importorskip("torchaudio", reason="the extra audio is not installed")
 
-from suite.modalities.audio import effects, midi, music, speech
+from suite.modalities.audio import effects, midi, music, sheet, speech
 from suite.modalities.audio.data import load_waves
 from suite.modalities.audio.files import SUFFIXES, Sound, read, read_metadata, write
 from suite.modalities.audio.fold import fold, folded_shape, unfold
@@ -267,3 +268,18 @@ def test_missing_programs_are_named(monkeypatch):
         midi.render([midi.Phrase((), ())], Path("font.sf2"), 1.0)
     with pytest.raises(ConfigError, match="apt-get install flite"):
         speech.speak(next(speech.spoken()))
+
+
+def test_sheet_shows_sounds_in_order(tmp_path, monkeypatch):
+    for k, frequency in enumerate((300.0, 5000.0)):
+        write(Sound(tone(frequency)[0].numpy(), RATE), tmp_path / f"{k}.wav", {})
+    monkeypatch.setattr("sys.argv", ["sheet", str(tmp_path), "-o", str(tmp_path / "s.png"), "--columns", "2"])
+    sheet.main()
+    with Image.open(tmp_path / "s.png") as picture:
+        pixels = np.asarray(picture)
+    assert pixels.shape == (BANDS + 2, 2 * (FRAMES + 2))
+    low, high = (int(pixels[:BANDS, column].argmax()) for column in (64, FRAMES + 2 + 64))
+    assert low > 60 and high < 20  # rows are counted from the top
+    monkeypatch.setattr("sys.argv", ["sheet", str(tmp_path / "s.png"), "-o", "x.png"])
+    with pytest.raises(ConfigError, match="has no files"):
+        sheet.main()

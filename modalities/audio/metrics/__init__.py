@@ -8,12 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from suite.errors import ConfigError
-from suite.modalities.audio.files import Sound
-from suite.modalities.audio.mel import RATE, SAMPLES
+from suite.modalities.audio.files import Sound, as_tensor
 from suite.modalities.audio.metrics import embedding, musicnn
 from suite.modalities.audio.metrics.reference import load_reference
 from suite.modalities.audio.metrics.tags import agreement, expected
@@ -55,14 +52,3 @@ def evaluate(sounds: Sequence[Sound], prompts: Sequence[str]) -> dict[str, float
         errors = [word_errors(text, word) for text, (_, word) in zip(heard, asked, strict=True)]
         result |= {"wer": float(np.mean(errors)), "words": float(len(asked))}
     return result
-
-
-def as_tensor(sounds: Sequence[Sound]) -> Tensor:
-    """float32 [N, 32768]: sounds at 16 kHz, cut or padded with silence to 2.048 s."""
-    rows = torch.zeros(len(sounds), SAMPLES)
-    for row, sound in zip(rows, sounds, strict=True):
-        if sound.rate != RATE:
-            raise ConfigError(f"A sound has {sound.rate} samples a second, expected {RATE}: resample it")
-        part = sound.samples[:SAMPLES]
-        row[: len(part)] = torch.from_numpy(np.ascontiguousarray(part))
-    return rows
