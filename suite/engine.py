@@ -232,7 +232,7 @@ class Engine:
         denoiser = self.modality.denoiser(denoiser, request)
         for wrap in wraps:
             denoiser = wrap.denoiser(denoiser) if wrap.denoiser else denoiser
-        guided = Guidance(run.guidance, run.guidance_interval).wrap(denoiser)
+        guided = Guidance(run.guidance, run.guidance_interval, tokens=noise.discrete).wrap(denoiser)
         sampler: Sampler = march
         for wrap in wraps:
             sampler = wrap.sampler(sampler) if wrap.sampler else sampler

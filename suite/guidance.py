@@ -24,11 +24,14 @@ class Guidance:
         scale: guidance scale.
         interval: times between which it acts.
         batched: send both branches as one batch (one call) or as two calls.
+        tokens: x0 is probabilities of tokens: the branches are combined as logarithms and normalised, so that what
+            comes out are probabilities too (Schiff 2024, 2412.10193).
     """
 
     scale: float = 1.0
     interval: tuple[float, float] = (0.0, 1.0)
     batched: bool = True
+    tokens: bool = False
 
     def __post_init__(self) -> None:
         low, high = self.interval
@@ -66,6 +69,8 @@ class GuidedDenoiser:
             conditional, unconditional = out.chunk(2)
         else:
             conditional, unconditional = (self.inner.denoise(x, t, cond[b], call.on(b)) for b in branches)
+        if self.guidance.tokens:
+            return _of_tokens(conditional, unconditional, self.guidance.scale)
         return torch.lerp(unconditional, conditional, self.guidance.scale)
 
     def _join(self, branches: tuple[str, ...], cond: Mapping[str, Cond]) -> Cond:
@@ -73,3 +78,11 @@ class GuidedDenoiser:
         if known is None or known[0] is not cond:
             known = self._joined[branches] = (cond, concatenate([cond[b] for b in branches]))
         return known[1]
+
+
+def _of_tokens(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
+    """p_uncond (p_cond / p_uncond)^scale, normalised; what the condition rules out stays at 0."""
+    tiny = torch.finfo(conditional.dtype).tiny
+    c, u = conditional.clamp(min=tiny).log(), unconditional.clamp(min=tiny).log()
+    combined = (u + scale * (c - u)).masked_fill(conditional == 0, -torch.inf)
+    return combined.softmax(-1)

@@ -123,7 +123,7 @@ def _is_stage(name: str) -> bool:
 
 def _is_attention(part: nn.Module) -> bool:
     children = dict(part.named_children())
-    projects = {"to_q", "q_proj", "query", "q", "to_qkv", "qkv"} & children.keys()
+    projects = {"to_q", "q_proj", "query", "q", "to_qkv", "qkv", "Wqkv"} & children.keys()
     return bool(projects) and "attn" not in children
 
 
@@ -149,7 +149,9 @@ def _is_block(name: str, root: nn.Module, part: nn.Module) -> bool:
     if not isinstance(root.get_submodule(name.rpartition(".")[0]), nn.ModuleList):
         return False
     # A U-Net's stages also stand in a list, but they are whole sub-networks: no attention of their own.
-    return any(_is_attention(m) for m in part.children()) and bool(carried(type(part)))
+    # BERT's attention is inside of a module that also adds its input and normalises, hence the second look.
+    inner = [m for child in part.children() for m in (child, getattr(child, "self", None)) if m is not None]
+    return any(_is_attention(m) for m in inner) and bool(carried(type(part)))
 
 
 @cache

@@ -26,15 +26,26 @@ def load_network(folder: Path, device: str, dtype: torch.dtype) -> nn.Module:
     module = _build(folder, config)
     for name in FILES:
         if (folder / name).is_file():
-            load_weights(module, folder / name, config["_class_name"])
+            load_weights(module, folder / name, type(module).__name__)
             break
         if (folder / f"{name}.index.json").is_file():
-            load_weights(module, folder / f"{name}.index.json", config["_class_name"])
+            load_weights(module, folder / f"{name}.index.json", type(module).__name__)
             break
     else:
         raise ConfigError(f"{folder} has no weights; expected {FILES[0]}")
+    kept = {} if "_class_name" in config else _constants(module)
     # nn.Module's own `to`: diffusers' override logs advice that is meant for from_pretrained.
-    return nn.Module.to(module, device=device, dtype=dtype).eval().requires_grad_(False)
+    module = nn.Module.to(module, device=device, dtype=dtype).eval().requires_grad_(False)
+    for name, constant in kept.items():
+        owner, _, attribute = name.rpartition(".")
+        setattr(module.get_submodule(owner), attribute, constant.to(device))
+    return module
+
+
+def _constants(module: nn.Module) -> dict[str, Tensor]:
+    """Buffers that are not saved, such as rotary frequencies: transformers computes with them in float32."""
+    saved = module.state_dict().keys()
+    return {name: value for name, value in module.named_buffers() if name not in saved}
 
 
 def load_weights(module: nn.Module, weights: Path, owner: str) -> None:
@@ -50,7 +61,9 @@ def load_weights(module: nn.Module, weights: Path, owner: str) -> None:
         except (SafetensorError, OSError) as error:
             raise ConfigError(f"{part} cannot be read, it is damaged or incomplete: {error}") from error
     wanted = module.state_dict()
-    if missing := sorted(wanted.keys() - tensors.keys()):
+    # A tied weight is saved once; the module has it under both names.
+    there = {wanted[name].data_ptr() for name in wanted.keys() & tensors.keys()}
+    if missing := [n for n in sorted(wanted.keys() - tensors.keys()) if wanted[n].data_ptr() not in there]:
         raise ConfigError(f"{weights} lacks {len(missing)} tensors of {owner}, first {missing[0]}")
     if extra := sorted(tensors.keys() - wanted.keys()):
         raise ConfigError(f"{weights} has {len(extra)} tensors that {owner} has not, first {extra[0]}")
@@ -59,7 +72,7 @@ def load_weights(module: nn.Module, weights: Path, owner: str) -> None:
             raise ConfigError(
                 f"{weights}: {name} has shape {tuple(tensor.shape)}, {owner} expects {tuple(wanted[name].shape)}"
             )
-    module.load_state_dict(tensors)
+    module.load_state_dict(tensors, strict=False)  # all that may be missing is tied
 
 
 def _parts(weights: Path) -> list[Path]:
@@ -81,20 +94,23 @@ def _config(folder: Path) -> dict:
         config = json.loads(file.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} is not JSON: {error}") from error
-    if "_class_name" not in config:
-        raise ConfigError(f"{file} names no _class_name")
+    if "_class_name" not in config and not config.get("architectures"):
+        raise ConfigError(f"{file} names neither _class_name (diffusers) nor architectures (transformers)")
     return config
 
 
 def _build(folder: Path, config: dict) -> nn.Module:
+    library = "diffusers" if "_class_name" in config else "transformers"
+    name = config["_class_name"] if library == "diffusers" else config["architectures"][0]
     try:
-        diffusers = importlib.import_module("diffusers")
+        package = importlib.import_module(library)
     except ImportError as error:
-        raise ConfigError("diffusers is missing; pip install 'efficient-diffusion-suite[image]'") from error
-    cls = getattr(diffusers, config["_class_name"], None)
+        extra = "image" if library == "diffusers" else "text"
+        raise ConfigError(f"{library} is missing; pip install 'efficient-diffusion-suite[{extra}]'") from error
+    cls = getattr(package, name, None)
     if cls is None:
-        raise ConfigError(f"{folder / 'config.json'}: diffusers has no class {config['_class_name']!r}")
+        raise ConfigError(f"{folder / 'config.json'}: {library} has no class {name!r}")
     try:
-        return cls.from_config(config)
+        return cls.from_config(config) if library == "diffusers" else cls(cls.config_class.from_dict(config))
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"{folder / 'config.json'}: {config['_class_name']} refuses it: {error}") from error
+        raise ConfigError(f"{folder / 'config.json'}: {name} refuses it: {error}") from error

@@ -48,7 +48,8 @@ def store(out: Path, state: TrainState, options: Mapping[str, Any]) -> Path:
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    network = {k: v.detach().contiguous() for k, v in state.network.state_dict().items()}
+    # Cloned: safetensors refuses weights that share memory, as tied embeddings do.
+    network = {k: v.detach().clone().contiguous() for k, v in state.network.state_dict().items()}
     save_file(network, partial / "network.safetensors")
     save_file(state.ema, partial / "ema.safetensors")
     torch.save([optimizer.state_dict() for optimizer in state.optimizers], partial / "optimizers.pt")

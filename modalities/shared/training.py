@@ -147,7 +147,8 @@ def begin(network: nn.Module, options: TrainOptions) -> TrainState:
     matrices, others = [], []
     for name, parameter in network.named_parameters():
         # Muon is for the hidden matrices: not for embeddings, output layers, or the tables of shifts and scales.
-        hidden = parameter.ndim == 2 and "blocks" in name and "scale_shift" not in name
+        numbered = any(part.isdigit() for part in name.split("."))
+        hidden = parameter.ndim == 2 and numbered and "scale_shift" not in name
         (matrices if options.optimizer == "muon" and hidden else others).append(parameter)
     decay = options.weight_decay
     optimizers: list[torch.optim.Optimizer] = [

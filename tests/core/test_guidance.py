@@ -103,3 +103,34 @@ def test_interval_must_lie_in_time(interval: tuple[float, float]) -> None:
 def test_rows_of_a_conditioning() -> None:
     part = rows(conds()["cond"], 2, 4)
     assert part["mean"].shape == (2, 1) and part["flag"] is None
+
+
+class TokenOracle:
+    """Fixed probabilities of three tokens and a mask, by branch; the first place is known."""
+
+    def denoise(self, x: Tensor, t: Tensor, cond: Cond, call: Call) -> Tensor:
+        del x, t, call
+        return cond["p"]
+
+
+def token_conds() -> dict[str, Cond]:
+    known = [0.0, 1.0, 0.0, 0.0]
+    cond = torch.tensor([[known, [0.6, 0.3, 0.1, 0.0], [0.5, 0.5, 0.0, 0.0]]])
+    uncond = torch.tensor([[known, [0.3, 0.3, 0.4, 0.0], [0.2, 0.2, 0.6, 0.0]]])
+    return {"cond": {"p": cond}, "uncond": {"p": uncond}}
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_tokens_are_guided_in_logarithms(batched: bool) -> None:
+    tokens, t = torch.tensor([[1, 3, 3]]), torch.tensor(0.5, dtype=torch.float64)
+    out = Guidance(2.0, batched=batched, tokens=True).wrap(TokenOracle()).denoise(tokens, t, token_conds(), call())
+    expected = torch.tensor([0.6**2 / 0.3, 0.3**2 / 0.3, 0.1**2 / 0.4, 0.0])
+    torch.testing.assert_close(out[0, 1], expected / expected.sum())
+    assert out[0, 0].tolist() == [0, 1, 0, 0]
+    assert out[0, 2, 2:].tolist() == [0, 0], "what the condition rules out stays impossible"
+    torch.testing.assert_close(out.sum(-1), torch.ones(1, 3))
+
+
+def test_tokens_guided_as_vectors_would_not_be_probabilities() -> None:
+    tokens, t = torch.tensor([[1, 3, 3]]), torch.tensor(0.5, dtype=torch.float64)
+    assert Guidance(4.0).wrap(TokenOracle()).denoise(tokens, t, token_conds(), call()).min() < 0

@@ -174,3 +174,41 @@ def test_layers_and_bytes() -> None:
     network = Network(module)
     assert [name for name, _ in network.layers()] == ["0", "2"]
     assert network.bytes() == 4 * (2 * 3 + 3 + 3 * 4)
+
+
+def _bert(name: str) -> nn.Module:
+    transformers = pytest.importorskip("transformers", reason="the extra `text` is not installed")
+    common = {"vocab_size": 16, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3,
+              "num_attention_heads": 2, "pad_token_id": 0}  # fmt: skip
+    torch.manual_seed(0)
+    if name == "bert":
+        return transformers.BertForMaskedLM(transformers.BertConfig(**common)).eval()
+    kinds = {"layer_types": ["full_attention"] * 3}
+    others = dict.fromkeys(("eos_token_id", "bos_token_id", "cls_token_id", "sep_token_id"), 0)
+    return transformers.ModernBertForMaskedLM(transformers.ModernBertConfig(**common, **kinds, **others)).eval()
+
+
+# BERT's MLP is two modules with the sum after them, not a part of its own.
+BERTS = {"modernbert": {"block": 3, "attention": 3, "mlp": 3}, "bert": {"block": 3, "attention": 3}}
+
+
+@pytest.mark.parametrize("name", BERTS)
+def test_blocks_of_transformers_bidirectional_classes(name: str) -> None:
+    refs = Network(_bert(name)).blocks()
+    assert Counter(ref.kind for ref in refs) == BERTS[name]
+    assert {ref.hidden for ref in refs if ref.kind == "block"} == {("hidden_states",)}
+
+
+@pytest.mark.parametrize("name", BERTS)
+@torch.inference_mode()
+def test_a_block_of_these_classes_continues_the_one_before(name: str) -> None:
+    module, seen = _bert(name), []
+    refs = Network(module).blocks("block")
+    for ref in refs:
+        ref.module.register_forward_hook(
+            lambda _, args, kwargs, out: seen.append((kwargs.get("hidden_states", args[0] if args else None), out)),
+            with_kwargs=True,
+        )
+    module(torch.arange(8)[None])
+    assert len(seen) == 3 and all(isinstance(out, Tensor) for _, out in seen)
+    assert all(torch.equal(after[0], before[1]) for before, after in pairwise(seen))
