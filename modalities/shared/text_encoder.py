@@ -97,7 +97,7 @@ def minilm() -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     folder = encoder_folder()
     from transformers import AutoModel, AutoTokenizer
 
-    with _quiet():
+    with quiet():
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         network = AutoModel.from_pretrained(folder, local_files_only=True)
     return tokenizer, network.eval().requires_grad_(False)
@@ -122,8 +122,8 @@ def encoder_folder() -> Path:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Loading prints neither progress bars nor notes about weights; the caller's settings come back afterwards."""
+def quiet() -> Iterator[None]:
+    """Loading and saving print neither bars nor notes about weights; the caller's settings come back afterwards."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

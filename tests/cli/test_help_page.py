@@ -16,6 +16,7 @@ COMMANDS = (
     "",
     "image",
     "audio",
+    "text",
     "replay",
     "plugins list",
     "plugins show",

@@ -115,8 +115,8 @@ def test_metadata_that_cannot_work(suite, here, model, result, change, expected)
 
 def test_files_that_cannot_work(suite, here, model, result):
     assert "no file absent.png" in suite("replay", "absent.png").err
-    (here / "x.txt").write_text("x")
-    assert "no installed modality reads .txt" in suite("replay", "x.txt").err
+    (here / "x.xyz").write_text("x")
+    assert "no installed modality reads .xyz" in suite("replay", "x.xyz").err
     Image.new("RGB", (4, 4)).save(here / "plain.png")
     assert "was not made by this suite" in suite("replay", "plain.png").err
     result.write_bytes(result.read_bytes()[:-60])

@@ -1,0 +1,218 @@
+"""Text from a prompt: masked or continuous diffusion with a bidirectional transformer of transformers."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from suite.errors import ConfigError
+from suite.modalities.text.sources import plain
+from suite.modality import Modality
+from suite.request import Request, RequestOption
+
+if TYPE_CHECKING:  # the file endings are checked before torch is loaded
+    import torch
+    from torch import Tensor, nn
+
+    from suite.denoiser import Cond, Denoiser
+    from suite.models import ModelFolder
+    from suite.rng import SampleRng
+
+TEXT, JSONL = ".txt", ".jsonl"
+SIDECAR = ".json"
+FAMILIES = ("masked", "continuous")
+ASKED = re.compile(r"\((noun|verb|adjective|adverb)\)\s*$|^(sentence|novel|speech)\s*(:|$)")
+"""A prompt as the training data write it; any other is taken for words that a sentence should be about."""
+
+
+class Text(Modality):
+    """One opened text model.
+
+    x is [B, L] tokens for the masked family, and [B, L, D] embeddings for the continuous one; L is the room for the
+    text, which ends earlier where the model says so. Artifacts are strings, all in lower case.
+    """
+
+    name: ClassVar[str] = "text"
+    suffixes: ClassVar[tuple[str, ...]] = (TEXT, JSONL)
+    printable: ClassVar[bool] = True
+    calibration_prompts: ClassVar[tuple[str, ...]] = (
+        "disaster (noun)", "run (verb)", "sentence: water", "speech: peace, nations",
+    )  # fmt: skip
+    options: ClassVar[tuple[RequestOption, ...]] = (
+        RequestOption("length", int, "Tokens of room for the text; a word has about 1.3.", low=4, high=512),
+        RequestOption("start", str, "Words with which the text begins, if any; they stay as they are."),
+    )
+
+    def __init__(self, folder: ModelFolder, device: str, dtype: torch.dtype) -> None:
+        import torch
+        from tokenizers import Tokenizer
+
+        from suite import noise
+        from suite.modalities.text import embedding
+        from suite.modalities.text.data import MASK, PAD, SPECIAL
+        from suite.network import Layout, Network
+        from suite.prediction import Prediction
+        from suite.weights import load_network
+
+        self.folder = folder
+        self.device = device
+        self.family = str(folder.fact("family"))
+        self.noise = noise.from_config(folder.fact("noise"))
+        self.prediction = Prediction.named(folder.fact("prediction"))
+        self.shortest, self.longest = self._lengths()
+        if self.family not in FAMILIES or self.noise.discrete != (self.family == "masked"):
+            raise ConfigError(
+                f"model {folder.name}: family {self.family!r} with {self.noise.family} noise in suite.json; expected "
+                "masked with masked noise, or continuous with continuous noise"
+            )
+        try:
+            self.tokenizer = Tokenizer.from_file(str(folder.path / "tokenizer.json"))
+        except Exception as error:  # the library raises nothing narrower
+            raise ConfigError(f"{folder.path / 'tokenizer.json'} cannot be read: {error}") from error
+        if [self.tokenizer.id_to_token(k) for k in range(len(SPECIAL))] != list(SPECIAL):
+            raise ConfigError(f"{folder.path / 'tokenizer.json'} does not begin with {', '.join(SPECIAL)}")
+        self.pad, self.mask = PAD, MASK
+        module = load_network(folder.path / str(folder.fact("network")), device, dtype)
+        self.table = None
+        if self.family == "masked":
+            self.mask_token = MASK
+        else:
+            if float(self.noise.time_input(torch.tensor(0.5))) != 500:
+                raise ConfigError(f"model {folder.name}: noise family {self.noise.family} does not tell time as 1000 t")
+            self.table = embedding.read_table(folder.path / embedding.FILE, module).to(device)
+        width = () if self.table is None else (self.table.shape[1],)
+        self.network = Network(module, Layout((*width, self.shortest), tokens=self.shortest))
+
+    def _lengths(self) -> tuple[int, int]:
+        lengths = self.folder.fact("lengths")
+        if not (isinstance(lengths, list) and len(lengths) == 2 and all(type(n) is int and n > 0 for n in lengths)):
+            raise ConfigError(f"model {self.folder.name}: lengths {lengths!r} in suite.json; expected [usual, most]")
+        return lengths[0], lengths[1]
+
+    def _start(self, request: Request) -> tuple[int, list[int]]:
+        """Room for the text, and the tokens with which it begins."""
+        length = request.options.get("length")
+        length = self.shortest if length is None else int(length)
+        if length > self.longest:
+            raise ConfigError(f"--length {length}: model {self.folder.name} writes at most {self.longest} tokens")
+        words = plain(str(request.options.get("start") or ""))
+        start = self.tokenizer.encode(words).ids if words else []
+        if len(start) >= length:
+            raise ConfigError(f"--start has {len(start)} tokens and --length is {length}: there is no room for more")
+        return length, start
+
+    def prior(self, request: Request, rng: SampleRng) -> Tensor:
+        """Masks after the given start, [B, L]; or standard normal times sigma(1), [B, L, D]."""
+        import torch
+
+        length, start = self._start(request)
+        if self.table is not None:
+            return rng.normal((length, self.table.shape[1])) * float(self.noise.sigma(1.0))
+        row = torch.tensor([*start, *[self.mask] * (length - len(start))])
+        return row.repeat(request.batch, 1)
+
+    def encode(self, request: Request) -> Mapping[str, Cond]:
+        """Prompt tokens [B, P] and which of them count; without a negative prompt `uncond` is the empty one."""
+        negative = [request.negative] * request.batch
+        return {"cond": self._prompts(request.prompts), "uncond": self._prompts(negative)}
+
+    def _prompts(self, prompts: Sequence[str]) -> Cond:
+        import torch
+
+        from suite.modalities.text.data import NONE, PROMPT
+
+        rows = [self._prompt(p) if p else [NONE] for p in prompts]
+        tokens = torch.tensor([row + [self.pad] * (PROMPT - len(row)) for row in rows])
+        mask = torch.tensor([[k < len(row) for k in range(PROMPT)] for row in rows])
+        return {"prompt": tokens.to(self.device), "mask": mask.to(self.device)}
+
+    def _prompt(self, prompt: str) -> list[int]:
+        from suite.modalities.text.data import PROMPT
+
+        wanted = plain(prompt)
+        if not re.search(r"[a-z]", wanted):
+            raise ConfigError(f"the prompt {prompt!r} has no word that the model knows; write English words")
+        if not ASKED.search(wanted):
+            wanted = f"sentence: {wanted}"
+        tokens = self.tokenizer.encode(wanted).ids
+        if len(tokens) > PROMPT:
+            raise ConfigError(f"the prompt {wanted!r} has {len(tokens)} tokens, the model reads {PROMPT}: shorten it")
+        return tokens
+
+    def forward(self, module: nn.Module, x: Tensor, time: Tensor, cond: Cond) -> Tensor:
+        """Logits [B, L, V] of masked tokens, or the mean embedding [B, L, D] under the predicted distribution."""
+        import torch
+
+        from suite.modalities.text import embedding
+        from suite.modalities.text.network import text_logits
+
+        if self.table is None:
+            return text_logits(module, cond["prompt"], cond["mask"], x)
+        before = cond.get("before")
+        before = torch.zeros_like(x) if before is None else before
+        # `time` is 1000 t: a noise family that tells its networks another number is refused on loading.
+        seen = embedding.network_input(x, before.to(x), self.noise, time / 1000, module)
+        return embedding.estimate(text_logits(module, cond["prompt"], cond["mask"], seen), self.table)
+
+    def denoiser(self, inner: Denoiser, request: Request) -> Denoiser:
+        """Continuous: the network is shown its last estimate, and the given start is held in every estimate."""
+        if self.table is None:
+            return inner
+        import torch
+
+        from suite.modalities.text.conditioning import SelfConditioned
+
+        _, start = self._start(request)
+        return SelfConditioned(inner, self.table[torch.tensor(start, dtype=torch.long)])
+
+    def decode(self, x0: Tensor, request: Request) -> list[str]:
+        """Strings, one a row. Embeddings are rounded to the nearest token's."""
+        if self.table is not None:
+            x0 = (x0.to(self.table) @ self.table.T).argmax(-1)  # rows of equal length: nearest = largest product
+        rows = [row[: row.index(self.pad)] if self.pad in row else row for row in x0.tolist()]
+        return [self.tokenizer.decode(row).strip() for row in rows]
+
+    def save(self, artifact: str, path: Path, metadata: Mapping[str, Any]) -> None:
+        """The text and a newline; or as .jsonl one line {"text", "prompt", "suite", "index"}."""
+        content = artifact
+        if path.suffix.lower() == JSONL:
+            prompts = metadata.get("suite", {}).get("prompts", [])
+            prompt = prompts[metadata["index"]] if prompts else ""
+            content = json.dumps({"text": artifact, "prompt": prompt, **metadata}, ensure_ascii=False)
+        path.write_text(content + "\n", encoding="utf-8")
+
+    def extras(self, artifact: str, metadata: Mapping[str, Any]) -> Mapping[str, Callable[[Path], None]]:
+        """A JSON file of the metadata, beside the text."""
+
+        def write(path: Path) -> None:
+            path.write_text(json.dumps({"text": artifact, **metadata}, ensure_ascii=False) + "\n", encoding="utf-8")
+
+        return {SIDECAR: write}
+
+    @classmethod
+    def read_metadata(cls, path: Path) -> Mapping[str, Any]:
+        """The metadata of a .jsonl, or of the JSON file beside a .txt."""
+        place = path if path.suffix.lower() == JSONL else path.with_suffix(SIDECAR)
+        if not place.is_file():
+            raise ConfigError(f"{path} was not made by this suite, or {place.name} beside it is lost")
+        try:
+            lines = place.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{place} cannot be read: {error}") from error
+        content = json.loads(lines[0]) if lines else {}
+        if not isinstance(content, dict) or "suite" not in content:
+            raise ConfigError(f"{place} was not made by this suite: it has no key 'suite'")
+        return {key: value for key, value in content.items() if key not in ("text", "prompt")}
+
+    def show(self, artifact: str) -> str:
+        """The text itself."""
+        return artifact
+
+    def metrics(self, artifacts: Sequence[str], prompts: Sequence[str]) -> dict[str, float]:
+        """Perplexity under a trigram model, variety, repetition, divergence from real texts, relevance."""
+        from suite.modalities.text.metrics import evaluate
+
+        return evaluate(artifacts, prompts)

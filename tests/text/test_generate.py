@@ -1,0 +1,241 @@
+"""Both families through the engine and the command line: what a person relies on, on models of two steps' training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from suite import Engine
+from suite.call import Call
+from suite.cli import main
+from suite.errors import ConfigError
+from suite.modalities.text import Text
+from suite.modalities.text.conditioning import SelfConditioned
+from suite.recipe import Recipe
+from suite.replay import read
+from suite.request import Request
+from suite.rng import SampleRng
+
+FAMILIES = ["masked", "continuous"]
+
+
+def engine(models, family: str, **changes) -> Engine:
+    solver = "mdlm" if family == "masked" else "ddim"
+    content = {"steps": 4, "dtype": "fp32", "schedule": "uniform", "solver": solver, "guidance": 2.0} | changes
+    return Engine.from_recipe(Recipe.from_dict(content), modality="text", model=str(models[family]))
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def opened(request, models):
+    with engine(models, request.param) as one:
+        yield one
+
+
+def test_same_seed_same_text_and_other_seed_another(opened):
+    first, again, other = (opened.generate("disaster (noun)", seed=s).artifacts for s in (5, 5, 6))
+    assert first == again != other
+
+
+def test_a_sample_does_not_depend_on_its_batch(opened):
+    alone = opened.generate("run (verb)", seed=5).artifacts[0]
+    assert opened.generate(["dog (noun)", "run (verb)"], seed=5).artifacts[1] == alone
+
+
+def test_report_counts_evaluations(opened):
+    report = opened.generate("dog (noun)").report
+    assert (report.nfe, report.depth) == (8, 4)
+    assert report.options == {"length": None, "start": None}
+
+
+def test_length_is_the_room(opened):
+    tokenizer = opened.modality.tokenizer
+    short, long = (opened.generate("dog (noun)", num=4, options={"length": n}).artifacts for n in (4, 24))
+    assert max(len(tokenizer.encode(t).ids) for t in short) < max(len(tokenizer.encode(t).ids) for t in long)
+
+
+def test_start_stays_as_it_is(opened):
+    for text in opened.generate("dog (noun)", num=4, options={"start": "An  Animal that"}).artifacts:
+        assert text.startswith("an animal that")
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"length": 25}, "at most 24 tokens"),
+    ({"length": 3}, "from 4 to 512"),
+    ({"length": 4, "start": "one two three four five"}, "no room for more"),
+    ({"lenght": 8}, "did you mean"),
+])  # fmt: skip
+def test_options_out_of_range(opened, options, message):
+    with pytest.raises(ConfigError, match=message):
+        opened.generate("dog (noun)", options=options)
+
+
+@pytest.mark.parametrize(("prompt", "message"), [
+    ("?!", "no word that the model knows"),
+    ("猫", "no word that the model knows"),
+    ("a long prompt that goes on and on without an end and still does not stop", "the model reads 12"),
+])  # fmt: skip
+def test_prompts_that_cannot_be_read(opened, prompt, message):
+    with pytest.raises(ConfigError, match=message):
+        opened.generate(prompt)
+
+
+def prompt_tokens(modality: Text, prompt: str, negative: str = "") -> tuple[list[int], list[int]]:
+    found = modality.encode(Request((prompt,), negative))
+    return tuple(c["prompt"][c["mask"]].tolist() for c in (found["cond"], found["uncond"]))
+
+
+def test_a_bare_prompt_is_what_a_sentence_is_about(opened):
+    bare = prompt_tokens(opened.modality, "A red  apple")
+    assert bare == prompt_tokens(opened.modality, "sentence: a red apple")
+    assert bare[1] == [2], "without a negative prompt the other branch is the empty prompt"
+    definition = prompt_tokens(opened.modality, "Dog (noun)", "cat (noun)")
+    assert opened.modality.tokenizer.decode(definition[0]).strip() == "dog (noun)"
+    assert opened.modality.tokenizer.decode(definition[1]).strip() == "cat (noun)"
+
+
+@pytest.mark.parametrize("length", [16, 24])
+def test_padding_of_a_prompt_changes_nothing(opened, length):
+    """A prompt's padding is hidden: whatever stands there, the logits are the same."""
+    modality = opened.modality
+    cond = modality.encode(Request(("dog (noun)",)))["cond"]
+    x = modality.prior(Request(("a",), options={"length": length}), SampleRng((0,)))
+    other = {**cond, "prompt": torch.where(cond["mask"], cond["prompt"], 7)}
+    t = torch.tensor([700.0])
+    with torch.inference_mode():
+        a, b = (modality.forward(modality.network.module, x, t, c) for c in (cond, other))
+    assert torch.allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize("cache", ["fora:interval=2", "first-block:threshold=0.9"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_caches_find_their_targets(models, family, cache):
+    with engine(models, family, cache=cache, steps=6) as one:
+        first, again = (one.generate("dog (noun)", num=2, seed=3) for _ in range(2))
+    assert first.artifacts == again.artifacts
+    assert first.report.plugins[-1].did and first.report.plugins[-1].did > 0
+
+
+@pytest.mark.parametrize("solver", ["ddim:eta=1", "dpmpp-2m", "heun"])
+def test_solvers_of_pictures_write_text(models, solver):
+    with engine(models, "continuous", solver=solver) as one:
+        texts = one.generate("dog (noun)", num=2).artifacts
+    assert len(texts) == 2 and all(isinstance(t, str) for t in texts)
+
+
+@pytest.mark.parametrize("solver", ["mdlm", "confidence", "confidence:temperature=0"])
+def test_solvers_of_tokens_leave_no_mask(models, solver):
+    with engine(models, "masked", solver=solver) as one:
+        assert not any("<mask>" in t for t in one.generate("dog (noun)", num=3).artifacts)
+
+
+@pytest.mark.parametrize(("family", "solver", "message"), [
+    ("masked", "ddim", "steps real vectors"),
+    ("continuous", "mdlm", "uncovers masked tokens"),
+])  # fmt: skip
+def test_a_solver_of_the_other_kind_is_refused(models, family, solver, message):
+    with engine(models, family, solver=solver) as one, pytest.raises(ConfigError, match=message):
+        one.generate("dog (noun)")
+
+
+class Inner:
+    """Answers with its number of calls, and notes what it was shown."""
+
+    def __init__(self) -> None:
+        self.shown: list[torch.Tensor] = []
+
+    def denoise(self, x, t, cond, call):
+        self.shown.append(cond["before"])
+        return torch.full_like(x, float(len(self.shown))) * torch.arange(1, len(x) + 1)[:, None, None]
+
+
+def test_self_conditioning_keeps_branches_apart_and_starts_from_nothing():
+    inner = Inner()
+    hook = SelfConditioned(inner, torch.zeros(0, 2))
+    x, t = torch.zeros(2, 3, 2), torch.tensor(0.5)
+    call = Call(0, 4, 0.5, 0.4)
+    hook.denoise(torch.cat([x, x]), t, {}, call.on("cond", "uncond"))
+    hook.denoise(x, t, {}, call.on("cond"))
+    hook.denoise(x, t, {}, call.on("uncond"))
+    hook.denoise(x, t, {}, call.on("ref"))
+    assert (inner.shown[0] == 0).all() and (inner.shown[3] == 0).all()
+    assert inner.shown[1][:, 0, 0].tolist() == [1, 2]
+    assert inner.shown[2][:, 0, 0].tolist() == [3, 4]
+
+
+def test_self_conditioning_is_fresh_each_run(models):
+    with engine(models, "continuous", guidance=1.0) as one:
+        request = one.request(("dog (noun)",))
+        first, second = (one.modality.denoiser(Inner(), request) for _ in range(2))
+    assert first is not second
+    assert isinstance(first, SelfConditioned) and not first._last
+
+
+def test_without_an_ending_the_text_is_printed(models, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["text", "dog (noun)", "--model", str(models["masked"]), "--steps", "2", "--num", "2", "--start", "a dog"]
+    assert main(words) == 0
+    assert [line[:5] for line in capsys.readouterr().out.splitlines()] == ["a dog"] * 2
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["t.txt", "t.jsonl"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_saved_text_can_be_replayed(models, capsys, tmp_path, monkeypatch, family, name):
+    monkeypatch.chdir(tmp_path)
+    model = str(models[family])
+    asked = ["--model", model, "--steps", "3", "--start", "a dog", "--length", "20", "--guidance", "2", "-o", name]
+    assert main(["text", "dog (noun)", *asked]) == 0
+    content = Path(name).read_text()
+    if name.endswith("jsonl"):
+        line = json.loads(content)
+        assert line["text"].startswith("a dog") and line["prompt"] == "dog (noun)"
+        assert line["suite"]["options"] == {"length": 20, "start": "a dog"}
+    else:
+        assert content.startswith("a dog") and content.count("\n") == 1
+        assert json.loads(Path("t.json").read_text())["text"] + "\n" == content
+    assert read(Path(name)).report["modality"] == "text"
+    capsys.readouterr()
+    assert main(["replay", name, "--model", model, "-o", f"again-{name}"]) == 0
+    assert "bit-identical" in capsys.readouterr().out
+
+
+def test_a_text_that_was_not_made_here(tmp_path):
+    (tmp_path / "x.txt").write_text("hello\n")
+    with pytest.raises(ConfigError, match=r"x\.json beside it is lost"):
+        Text.read_metadata(tmp_path / "x.txt")
+    (tmp_path / "x.jsonl").write_text('{"a": 1}\n')
+    with pytest.raises(ConfigError, match="no key 'suite'"):
+        Text.read_metadata(tmp_path / "x.jsonl")
+
+
+def test_an_unknown_ending_lists_what_is_possible(models, capsys, tmp_path):
+    words = ["text", "dog (noun)", "--model", str(models["masked"]), "-o", str(tmp_path / "x.png")]
+    assert main(words) == 2
+    assert ".txt, .jsonl" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"family": "continuous"}, "expected masked with masked noise"),
+    ({"lengths": [24]}, "lengths"),
+])  # fmt: skip
+def test_a_folder_that_contradicts_itself(models, tmp_path, change, message):
+    import shutil
+
+    folder = shutil.copytree(models["masked"], tmp_path / "model")
+    facts = json.loads((folder / "suite.json").read_text()) | change
+    (folder / "suite.json").write_text(json.dumps(facts))
+    with pytest.raises(ConfigError, match=message):
+        Engine.from_recipe(modality="text", model=str(folder))
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "embedding.safetensors"])
+def test_a_damaged_file_is_named(models, tmp_path, file):
+    import shutil
+
+    folder = shutil.copytree(models["continuous"], tmp_path / "model")
+    (folder / file).write_bytes(b"{")
+    with pytest.raises(ConfigError, match=file.replace(".", r"\.")):
+        Engine.from_recipe(modality="text", model=str(folder))
