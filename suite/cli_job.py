@@ -111,7 +111,7 @@ class Job:
         self.reports.append(result.report.to_dict())
         if not is_writer():
             return
-        for index, file in enumerate(self.files[rows]):
+        for index, file in enumerate(self.files[rows][: len(result.artifacts)]):
             self.saved += result.save_one(index, file)
             self.finished += 1
         if not self.files:  # a printable modality without -o
@@ -120,6 +120,8 @@ class Job:
             self.finished += len(shown)
             if not self.as_json:
                 print(*shown, sep="\n", flush=True)
+        if result.stopped:
+            raise KeyboardInterrupt
 
     @contextmanager
     def _progress(self) -> Iterator[Callable[[int, int], None]]:
@@ -130,12 +132,13 @@ class Job:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        steps = self.plan.recipe.steps or 1
-        batches = -(-len(self.prompts) // self.batch)
+        cls, steps = self.plan.modality.load(), self.plan.recipe.steps or 1
+        sizes = [len(self.prompts[at : at + self.batch]) for at in range(0, len(self.prompts), self.batch)]
+        work = [cls.work(steps, self.options, size) for size in sizes]
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task("steps", total=steps * batches)
-            yield lambda batch, step: bar.update(task, completed=batch * steps + step + 1)
+            task = bar.add_task("steps", total=sum(work))
+            yield lambda batch, step: bar.update(task, completed=sum(work[:batch]) + step + 1)
 
     def _count(self) -> str:
         return f"{self.finished} of {len(self.prompts)} finished" + (" and stay" if self.files else "")

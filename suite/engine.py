@@ -1,4 +1,4 @@
-"""`Engine`: the `sample` driver. Loads a model once, folds the wraps, generates, reports."""
+"""`Engine`: loads a model once, folds the wraps, generates by the `sample` or the `distill` driver, reports."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from suite.calibration import Calibration, Record
 from suite.call import Call
 from suite.denoiser import Cond, Counter, Denoiser, NetworkDenoiser
-from suite.errors import ConfigError, NoOpError, PluginError, SuiteError
+from suite.distill import Distilled
+from suite.distill_batch import Lesson, distill_batch
+from suite.errors import ConfigError, EmptyError, NoOpError, PluginError, SuiteError
 from suite.guidance import Guidance
 from suite.macs import counting
 from suite.manager import Active, blame
@@ -47,6 +49,8 @@ class Result:
     artifacts: list[Any]
     report: RunReport
     modality: Modality
+    #: The run was ended early by Ctrl-C; artifacts are what there was then, perhaps fewer than prompts.
+    stopped: bool = False
 
     def metadata(self, index: int) -> dict[str, Any]:
         """What is written into artifact `index`: enough to make it again."""
@@ -62,10 +66,15 @@ class Result:
     def save_one(self, index: int, file: Path) -> list[Path]:
         """Write artifact `index` to exactly `file`, atomically, with its metadata; returns it and what lies beside."""
         artifact, metadata = self.artifacts[index], self.metadata(index)
-        write(file, lambda temporary: self.modality.save(artifact, temporary, metadata))
         beside = {file.with_name(file.stem + e): f for e, f in self.modality.extras(artifact, metadata).items()}
-        for extra, save in beside.items():
-            write(extra, save)
+        try:
+            write(file, lambda temporary: self.modality.save(artifact, temporary, metadata))
+        except EmptyError as error:
+            error.args = (f"{error}; kept: {', '.join(map(str, beside)) or 'nothing'}",)
+            raise
+        finally:
+            for extra, save in beside.items():
+                write(extra, save)
         return [file, *beside]
 
 
@@ -143,6 +152,7 @@ class Engine:
             guidance=recipe.guidance,
             guidance_interval=recipe.guidance_interval,
             world=self.mesh.size,
+            mode=self.modality.driver,
             facts=request.options,
             run_id=uuid.uuid4().hex,
         )
@@ -220,7 +230,20 @@ class Engine:
         check_timesteps(times, run.steps)
         rng = SampleRng(run.seeds)
         x = self.modality.prior(request, rng).to(self.device)
-        denoiser: Denoiser = NetworkDenoiser(
+        _, guided, sampler = self._chain(run, request, noise, wraps, counter, network)
+        return sampler(Problem(x, times, guided, cond, solver, noise, rng, run, on_step))
+
+    def _chain(
+        self,
+        run: Run,
+        request: Request,
+        noise: NoiseSchedule,
+        wraps: Sequence[Wrap],
+        counter: Counter,
+        network: Network | None = None,
+    ) -> tuple[NetworkDenoiser, Denoiser, Sampler]:
+        """The bare network, the guided denoiser and the sampler, with the wraps around both, first innermost."""
+        bare = NetworkDenoiser(
             (network or self.network).module,
             self.modality.forward,
             noise,
@@ -229,14 +252,36 @@ class Engine:
             counter,
             self.modality.mask_token,
         )
-        denoiser = self.modality.denoiser(denoiser, request)
+        denoiser = self.modality.denoiser(bare, request)
         for wrap in wraps:
             denoiser = wrap.denoiser(denoiser) if wrap.denoiser else denoiser
         guided = Guidance(run.guidance, run.guidance_interval, tokens=noise.discrete).wrap(denoiser)
         sampler: Sampler = march
         for wrap in wraps:
             sampler = wrap.sampler(sampler) if wrap.sampler else sampler
-        return sampler(Problem(x, times, guided, cond, solver, noise, rng, run, on_step))
+        return bare, guided, sampler
+
+    def _distill(
+        self,
+        run: Run,
+        request: Request,
+        wraps: Sequence[Wrap],
+        counter: Counter,
+        on_step: Callable[[int], None],
+        network: Network | None = None,
+    ) -> list[Distilled]:
+        """The `distill` driver: one representation a prompt; see `suite.distill_batch`."""
+        schedule, noise, solver = self.schedule_and_solver(run)
+
+        def teacher(own: Counter) -> tuple[NetworkDenoiser, Denoiser, Sampler]:
+            return self._chain(run, request, noise, wraps, own, network)
+
+        def another() -> Modality:
+            # A fresh load: the module in use may hold plugins' patches, and must come back bit for bit.
+            return type(self.modality)(self.plan.folder, self.device, DTYPES[self.dtype])
+
+        lesson = Lesson(self.modality, run, request, schedule, solver, noise, teacher, another)
+        return distill_batch(lesson, counter, on_step)
 
     def generate(
         self,
@@ -293,11 +338,13 @@ class Engine:
                     chain.append((active, wrap))
                     if wrap and wrap.network:
                         network = _apply(active, wrap, network)
+            wraps, tell = [w for _, w in chain if w], on_step or (lambda step: None)
             with attributed(None, "", self.plan.manager.active), ExitStack() as stack:
                 macs = stack.enter_context(counting()) if count_macs else None
-                x0 = self._sample(
-                    run, request, cond, [w for _, w in chain if w], counter, on_step or (lambda step: None), network
-                )
+                if self.modality.driver == "distill":
+                    content = self._distill(run, request, wraps, counter, tell, network)
+                else:
+                    content = self._sample(run, request, cond, wraps, counter, tell, network)
                 counted = macs() / request.batch if macs else None
             self._add_up(counter)
             clock.lap("sample")
@@ -306,10 +353,12 @@ class Engine:
                 if wrap and wrap.undo:
                     wrap.undo()
         self._check_restored(before)
-        artifacts = self.modality.decode(x0, request)
+        artifacts = self.modality.decode(content, request)
         clock.lap("decode")
         plugins = self._plugin_reports(chain)
-        return Result(artifacts, self._report(run, request, counter, clock.laps, plugins, counted), self.modality)
+        report = self._report(run, request, counter, clock.laps, plugins, counted)
+        stopped = isinstance(content, list) and not (len(content) == request.batch and content[-1].complete)
+        return Result(artifacts, report, self.modality, stopped)
 
     def _add_up(self, counter: Counter) -> None:
         """Evaluations of all ranks: `nfe` is their sum, `depth` the longest."""

@@ -31,6 +31,12 @@ class NoOpError(SuiteError):
     exit_code = 3
 
 
+class EmptyError(SuiteError):
+    """The run came out without content, such as a field without a surface; what lies beside the result is kept."""
+
+    exit_code = 3
+
+
 class OutputError(SuiteError):
     """A result could not be written; what was already written stays."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from suite.request import RequestOption
@@ -14,6 +15,7 @@ if TYPE_CHECKING:  # `suffixes` and `read_metadata` are asked for before anythin
     from torch import Tensor, nn
 
     from suite.denoiser import Cond, Denoiser
+    from suite.distill import Representation
     from suite.models import ModelFolder
     from suite.network import Network
     from suite.noise import NoiseSchedule
@@ -30,6 +32,9 @@ class Modality(ABC):
         suffixes: file endings that `save` writes; the first is the default.
         options: what a request may choose besides the prompt; the command line makes flags of them.
         printable: without `-o` the result is printed (`show`), not saved.
+        driver: how content comes about: `sample` from the prior to x0, or `distill` into a representation.
+        borrows: modalities whose models this one can take for its own, e.g. an image model as a teacher.
+        borrowed: what a recipe leaves open when the model is borrowed; goes over the model's own defaults.
         calibration_prompts: what is generated when a plugin asks for records of the network's inputs.
         mask_token: for token models.
     """
@@ -38,6 +43,9 @@ class Modality(ABC):
     suffixes: ClassVar[tuple[str, ...]]
     options: ClassVar[tuple[RequestOption, ...]] = ()
     printable: ClassVar[bool] = False
+    driver: ClassVar[str] = "sample"
+    borrows: ClassVar[tuple[str, ...]] = ()
+    borrowed: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     calibration_prompts: ClassVar[tuple[str, ...]] = (
         "a red apple", "a smiling cat", "a blue car", "a house with a garden",
     )  # fmt: skip
@@ -77,9 +85,23 @@ class Modality(ABC):
         del request
         return inner
 
+    def representation(self, request: Request, index: int, seed: int) -> Representation:
+        """What distillation optimises for sample `index` of the request; for modalities whose driver is `distill`."""
+        raise NotImplementedError(f"the modality {self.name} has nothing to distill into")
+
+    @classmethod
+    def work(cls, steps: int, options: Mapping[str, Any], batch: int) -> int:
+        """How often a batch reports progress; for bars. The recipe's steps, unless the modality knows better."""
+        del options, batch
+        return steps
+
     @abstractmethod
-    def decode(self, x0: Tensor, request: Request) -> list[Any]:
-        """x0 [B, ...] -> one artifact a row (picture, clip, text, waveform, mesh)."""
+    def decode(self, x0: Any, request: Request) -> list[Any]:
+        """x0 [B, ...] -> one artifact a row (picture, clip, text, waveform, mesh).
+
+        After distillation x0 is a list of `suite.distill.Distilled`; artifacts may be fewer than prompts if the
+        run was stopped.
+        """
 
     @abstractmethod
     def save(self, artifact: Any, path: Path, metadata: Mapping[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -69,8 +69,8 @@ def shipped(modality: str | None = None) -> dict[str, dict[str, Any]]:
     return out
 
 
-def open_folder(name_or_path: str, modality: str) -> ModelFolder:
-    """A shipped model by name, or a folder.
+def open_folder(name_or_path: str, modality: str, borrows: Sequence[str] = ()) -> ModelFolder:
+    """A shipped model by name, or a folder, of `modality` or of one of those that it `borrows` from.
 
     Raises:
         ConfigError: neither exists, the folder is not a model, or it is of another modality.
@@ -93,6 +93,6 @@ def open_folder(name_or_path: str, modality: str) -> ModelFolder:
     if not isinstance(facts, dict):
         raise ConfigError(f"{description}: expected an object, got {type(facts).__name__}")
     folder = ModelFolder(path, facts)
-    if folder.fact("modality") != modality:
+    if folder.fact("modality") not in (modality, *borrows):
         raise ConfigError(f"model {name_or_path!r} is of the modality {facts['modality']!r}, not {modality!r}")
     return folder

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -65,8 +65,10 @@ def make_plan(
         PluginError: a named plugin cannot be imported or does not fit.
     """
     entry = find(modality, installed(MODALITIES), "modality")
-    folder = models.open_folder(model or _default_model(modality), modality)
-    base = Recipe.from_dict(folder.fact("defaults"))
+    cls = entry.load()
+    folder = models.open_folder(model or _default_model(modality, cls.borrows), modality, cls.borrows)
+    borrowed = cls.borrowed if folder.fact("modality") != modality else {}
+    base = Recipe.from_dict({**folder.fact("defaults"), **borrowed})
     complete = _read(wanted, modality, folder.tokens).over(base)
     complete = overrides.over(complete) if overrides else complete
     if complete.steps is None or complete.schedule is None or complete.solver is None:
@@ -81,13 +83,15 @@ def make_plan(
     if exact:
         _refuse_lossy(active)
     manager = Manager(active)
-    findings = manager.enforce_rules(run_words(complete, folder))
+    findings = manager.enforce_rules(run_words(complete, folder, cls.driver))
     return Plan(entry, folder, complete, manager, tuple(f.message for f in findings), allow_noop)
 
 
-def run_words(wanted: Recipe, folder: ModelFolder) -> list[str]:
+def run_words(wanted: Recipe, folder: ModelFolder, driver: str = "sample") -> list[str]:
     """Words of the run itself, for the rules."""
     words = ["guided" if wanted.guidance != 1 else "unguided"]
+    if driver != "sample":
+        words.append(driver)
     if (wanted.steps or 0) < FEW_STEPS or folder.facts.get("few_step"):
         words.append("few-step")
     if folder.facts.get("guidance_distilled"):
@@ -103,11 +107,11 @@ def _read(wanted: Recipe | str | Path | Mapping[str, Any] | None, modality: str,
     return recipe.read(str(wanted or DEFAULT_RECIPE), modality, tokens)
 
 
-def _default_model(modality: str) -> str:
-    shipped = models.shipped(modality)
-    for name, entry in shipped.items():
-        if entry.get("default"):
-            return name
+def _default_model(modality: str, borrows: Sequence[str]) -> str:
+    for source in (modality, *borrows):
+        for name, entry in models.shipped(source).items():
+            if entry.get("default"):
+                return name
     raise ConfigError(f"no model of the modality {modality!r} is shipped; give one with --model FOLDER")
 
 

@@ -114,7 +114,7 @@ def plan_of(record: Record, model: str | None = None) -> Plan:
         ConfigError: the model is not shipped, a plugin is not installed, or any other reason of `make_plan`.
     """
     modality, name = record.report["modality"], record.report["model"]
-    if model is None and name not in models.shipped(modality):
+    if model is None and name not in models.shipped():
         raise ConfigError(f"{record.file} was made with the model {name!r}, which is not shipped; add --model FOLDER")
     recipe = replace(Recipe.from_dict(record.report["recipe"]), dtype=record.report["dtype"])
     return make_plan(modality, recipe, model=model or name, allow_noop=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,16 @@ if TYPE_CHECKING:  # a plugin's module must load without torch, so that listing 
     from torch import Tensor
 
     from suite.noise import NoiseSchedule
+
+
+GRID = 64
+"""Steps of the grid that distillation follows."""
+WINDOW = 0.2
+"""Width of the window of the grid from which distillation draws."""
+DISTILLATION_PART = (0.25, 0.7)
+"""The part of the grid that distillation follows: before it a teacher says nothing, after it nothing new."""
+DISTILLATION_RANGE = (0.02, 0.98)
+"""DreamFusion's range of times."""
 
 
 class Schedule(ABC):
@@ -32,6 +43,24 @@ class Schedule(ABC):
         import torch
 
         return 1 - torch.rand(batch, generator=rng, dtype=torch.float64)
+
+    def distillation_times(self, noise: NoiseSchedule, batch: int, progress: float, rng: torch.Generator) -> Tensor:
+        """[batch] times for score distillation at `progress` in [0, 1] of a run, in (0, 1].
+
+        By default they go down this schedule's own grid, as sampling would, each drawn from a window around its
+        place: large times first settle the shape, small ones the detail (DreamTime, 2306.12422, section 4). The
+        place is linear in the square root of progress (HiFA, 2305.18766, section 4.1).
+        """
+        import torch
+
+        grid = self.timesteps(noise, GRID)
+        grid = grid.reshape(grid.shape[0], -1)[:, 0]
+        first, last = DISTILLATION_PART
+        jitter = WINDOW * (torch.rand(batch, generator=rng, dtype=torch.float64) - 0.5)
+        place = (first + (last - first) * math.sqrt(progress) + jitter).clamp(0, 1) * GRID
+        left = place.floor().long().clamp(max=GRID - 1)
+        times = grid[left] + (place - left) * (grid[left + 1] - grid[left])
+        return times.clamp(*DISTILLATION_RANGE)
 
 
 def check_timesteps(times: Tensor, steps: int) -> None:

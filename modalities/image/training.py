@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -157,24 +158,37 @@ def save_sheet(pictures: Tensor, path: Path, columns: int = 8) -> None:
     sheet([Image.fromarray(p) for p in pixels], columns).save(path)
 
 
-def export_state(state: TrainState, config: ImageTraining, out: Path, log: Path | None = None) -> Path:
+def export_state(
+    state: TrainState,
+    config: ImageTraining,
+    out: Path,
+    log: Path | None = None,
+    facts: Mapping[str, Any] = MappingProxyType({}),
+) -> Path:
     """Write the model folder of the averaged weights of a training state."""
     with averaged(state) as network:
         weights = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
-    return export(weights, config, out, log)
+    return export(weights, config, out, log, facts)
 
 
-def export(weights: Mapping[str, Tensor], config: ImageTraining, out: Path, log: Path | None = None) -> Path:
+def export(
+    weights: Mapping[str, Tensor],
+    config: ImageTraining,
+    out: Path,
+    log: Path | None = None,
+    facts: Mapping[str, Any] = MappingProxyType({}),
+) -> Path:
     """Write a model folder: transformer/ or unet/ in float16, suite.json, diffusers' pipeline files, loss.csv.
 
-    An existing folder keeps its other files. Raises ConfigError when weights do not fit float16.
+    `facts` go over those of `description`. An existing folder keeps its other files. Raises ConfigError when weights
+    do not fit float16.
     """
     pipeline, absent = PIPELINES[config.network]
 
     def extra(folder: Path) -> None:
         write_pipeline(folder, pipeline, absent, config.network, CLASSES[config.network])
 
-    return export_folder(build(config), weights, config.network, description(config), out, extra, log)
+    return export_folder(build(config), weights, config.network, description(config) | dict(facts), out, extra, log)
 
 
 def description(config: ImageTraining) -> dict[str, Any]:
