@@ -67,14 +67,15 @@ class Result:
         """Write artifact `index` to exactly `file`, atomically, with its metadata; returns it and what lies beside."""
         artifact, metadata = self.artifacts[index], self.metadata(index)
         beside = {file.with_name(file.stem + e): f for e, f in self.modality.extras(artifact, metadata).items()}
+        empty = None
         try:
             write(file, lambda temporary: self.modality.save(artifact, temporary, metadata))
         except EmptyError as error:
-            error.args = (f"{error}; kept: {', '.join(map(str, beside)) or 'nothing'}",)
-            raise
-        finally:
-            for extra, save in beside.items():
-                write(extra, save)
+            empty = error
+        for extra, save in beside.items():
+            write(extra, save)
+        if empty:
+            raise EmptyError(f"{empty}; kept: {', '.join(map(str, beside)) or 'nothing'}") from empty
         return [file, *beside]
 
 
