@@ -17,6 +17,7 @@ COMMANDS = (
     "image",
     "audio",
     "text",
+    "3d",
     "replay",
     "plugins list",
     "plugins show",
