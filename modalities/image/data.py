@@ -78,7 +78,7 @@ class ImageData(Captioned):
 def prepare(
     cache: Path | None = None,
     size: int = 64,
-    styles: Sequence[str] = ("3d", "flat"),
+    styles: Sequence[str] = ("3d", "flat", "composed"),
     captions: int = 4,
     out: Path | None = None,
     encoder: Encoder = encode,

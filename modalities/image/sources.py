@@ -1,4 +1,4 @@
-"""Captioned pictures out of public archives: Fluent 3D emoji, Noto emoji and Open Clip Art.
+"""Captioned pictures out of public archives: Fluent 3D emoji, alone and composed, Noto emoji and Open Clip Art.
 
 Every source gives `Record`s: a picture on white, its name, and keywords for richer captions. Skin-tone variants,
 flags and lettered tiles are left out: the first are near-duplicates, the others cannot be drawn well at 64 px.
@@ -49,6 +49,20 @@ CLIPART = Archive(
     "public domain",
     "989712d90d57dfa3230049f553bb43b76c30ee4d4b8c5f6e106e33f7db5cbdc5",
 )
+
+GLASSES = {"glasses": "1f453", "sunglasses": "1f576-fe0f"}
+_HEADS = (
+    "cat face,dog face,fox,bear,panda,lion,tiger face,monkey face,pig face,rabbit face,mouse face,cow face,hamster,"
+    "koala,wolf,robot,alien,grinning cat,grinning cat with smiling eyes,cat with wry smile,pouting cat,kissing cat,"
+    "weary cat,cowboy hat face,clown face"
+)
+_DISCS = (
+    "ghost,grinning face,beaming face with smiling eyes,grinning face with big eyes,smirking face,neutral face,"
+    "expressionless face,angry face,crying face,slightly smiling face,slightly frowning face,face without mouth,"
+    "hushed face"
+)
+FACES = dict.fromkeys(_HEADS.split(","), 0.47) | dict.fromkeys(_DISCS.split(","), 0.37)
+"""How far below the top of a face, in its heights, its eyes are."""
 
 SVG_SIZE = 128
 """Vector art is drawn at this size, or at the wanted size if that is larger, and then scaled down."""
@@ -113,6 +127,38 @@ def read_fluent(path: Path, size: int, names: Mapping[str, Emoji]) -> Iterable[R
                 yield Record("3d", emoji.name, emoji.keywords, on_white(image, size))
 
 
+def read_composed(path: Path, size: int, names: Mapping[str, Emoji]) -> Iterable[Record]:
+    """Faces of the same 3D pictures that wear its glasses or its sunglasses, so that words are seen to combine."""
+    pictures = {PurePosixPath(name).stem: data for name, data in members(path, r"/assets/[^/]+\.webp$")}
+    for worn, stem in GLASSES.items():
+        with Image.open(io.BytesIO(pictures[stem])) as image:
+            glasses = image.convert("RGBA")
+        glasses = glasses.crop(glasses.getbbox())
+        for face in sorted(pictures):
+            emoji = usable(face, names)
+            if emoji is None or emoji.name not in FACES:
+                continue
+            with Image.open(io.BytesIO(pictures[face])) as image:
+                yield Record(
+                    "composed",
+                    f"{emoji.name} with {worn}",
+                    emoji.keywords,
+                    on_white(_worn(image, glasses, FACES[emoji.name]), size),
+                )
+
+
+def _worn(face: Image.Image, glasses: Image.Image, eyes: float) -> Image.Image:
+    """Glasses before the eyes, three quarters of the face wide."""
+    face = face.convert("RGBA")
+    left, top, right, bottom = face.getbbox() or (0, 0, *face.size)
+    width = round(0.76 * (right - left))
+    height = round(width * glasses.height / glasses.width)
+    scaled = glasses.resize((width, height), Image.Resampling.LANCZOS)
+    x, y = (left + right - width) // 2, round(top + eyes * (bottom - top) - height / 2)
+    face.alpha_composite(scaled, (max(0, x), max(0, y)))
+    return face
+
+
 def read_noto(path: Path, size: int, names: Mapping[str, Emoji]) -> Iterable[Record]:
     """The flat vector pictures, in the order of the archive's own table."""
     icons = _json_member(path, r"/icons\.json$")["icons"]
@@ -150,6 +196,7 @@ def read_clipart(path: Path, size: int, names: Mapping[str, Emoji]) -> Iterable[
 
 STYLES: dict[str, Style] = {
     "3d": Style(FLUENT, 1535, read_fluent, "3d emoji", optional_phrase=True),
+    "composed": Style(FLUENT, 76, read_composed, "3d emoji", optional_phrase=True),
     "flat": Style(NOTO, 1576, read_noto, "flat emoji"),
     "clipart": Style(CLIPART, 1600, read_clipart, "clip art"),
 }

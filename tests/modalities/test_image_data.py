@@ -17,7 +17,7 @@ from PIL import Image
 from suite.errors import ConfigError
 from suite.modalities.image import data as image_data
 from suite.modalities.image.data import caption_list, load, prepare
-from suite.modalities.image.sources import STYLES, Style
+from suite.modalities.image.sources import STYLES, Emoji, Style, read_composed
 from suite.modalities.shared import fetch as fetching
 from suite.modalities.shared.captions import quantise
 from suite.modalities.shared.fetch import Archive, fetch, members
@@ -106,6 +106,29 @@ def test_round_trip(cache: Path, tmp_path: Path):
     assert data.captions[0] == "" and data.owners[0] == -1
     assert [s["licence"] for s in data.about["sources"]] == ["MIT"] * 4
     assert all(len(s["sha256"]) == 64 for s in data.about["sources"])
+
+
+def test_faces_wear_glasses(tmp_path: Path):
+    def picture(colour: str, box: tuple[int, int, int, int]) -> bytes:
+        page, stream = Image.new("RGBA", (32, 32)), io.BytesIO()
+        page.paste(colour, box)
+        page.save(stream, "WEBP", lossless=True)
+        return stream.getvalue()
+
+    red, blue = picture("red", (4, 4, 28, 28)), picture("blue", (8, 14, 24, 18))
+    files = {"1f431": red, "1f680": red, "1f453": blue, "1f576-fe0f": blue}
+    pack(tmp_path / "faces.tgz", {f"assets/{stem}.webp": data for stem, data in files.items()})
+    names = {"🐱": Emoji("cat face", "Animals & Nature", ("meow",)), "🚀": Emoji("rocket", "Travel", ())}
+    records = list(read_composed(tmp_path / "faces.tgz", 32, names))
+    assert [r.name for r in records] == ["cat face with glasses", "cat face with sunglasses"]  # and no rocket
+    for record in records:
+        assert (record.style, record.keywords) == ("composed", ("meow",))
+        blue_rows = (record.pixels == [0, 0, 255]).all(-1).any(1).nonzero()[0]
+        # 18 of the face's 24 px wide, so 4 or 5 high, its middle 0.47 of the way down the face.
+        assert 14 <= blue_rows.mean() <= 16 and 4 <= len(blue_rows) <= 5
+        assert record.pixels[6, 16].tolist() == [255, 0, 0] and record.pixels[0, 0].tolist() == [255, 255, 255]
+    captions = [text for _, text in caption_list(records)]
+    assert captions[:2] == ["cat face with glasses", "a cat face with glasses, 3d emoji"]
 
 
 def test_token_states_survive_within_the_stated_error(cache: Path, tmp_path: Path):
