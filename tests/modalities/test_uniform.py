@@ -1,0 +1,58 @@
+"""One engine, one recipe, one report: what every modality that ships a model has in common."""
+
+from dataclasses import fields
+
+import pytest
+
+from suite import Engine
+from suite.discovery import MODALITIES, installed
+from suite.errors import ConfigError
+from suite.plan import make_plan
+from suite.report import RunReport
+
+DISTRIBUTION = "efficient-diffusion-suite"
+PROMPTS = {"text": "disaster (noun)", "audio": "a piano", "video": "a butterfly", "3d": "a red apple"}
+#: Options that keep a run short; what they are called is the modality's own affair.
+SHORT = {"3d": {"iterations": 3, "resolution": 24, "refine": 0}}
+
+
+def ready() -> list[str]:
+    """First-party modalities with a model to run by default, their own or a borrowed one."""
+    names = []
+    for name, entry in installed(MODALITIES).items():
+        if entry.distribution == DISTRIBUTION:
+            try:
+                make_plan(name, "fast")
+            except ConfigError:
+                continue
+            names.append(name)
+    return names
+
+
+READY = ready()
+
+
+def test_images_and_objects_are_among_them() -> None:
+    assert {"image", "3d"} <= set(READY)
+
+
+@pytest.mark.parametrize("name", READY)
+def test_one_recipe_runs_everywhere_and_reports_alike(name: str) -> None:
+    options = {o.name for o in installed(MODALITIES)[name].load().options}
+    short = {k: v for k, v in SHORT.get(name, {}).items() if k in options}
+    with Engine.from_recipe("fast", modality=name) as engine:
+        result = engine.generate(PROMPTS.get(name, "a red apple"), options=short)
+    report = result.report.to_dict()
+    assert set(report) == {f.name for f in fields(RunReport)}
+    assert (report["modality"], report["recipe"]["name"], len(result.artifacts)) == (name, "fast", 1)
+    assert report["nfe"] > 0 and report["depth"] > 0 and report["network_bytes"] > 0
+    assert set(report["seconds"]) == {"load", "encode", "sample", "decode"}
+    assert {p["hook"] for p in report["plugins"]} == {"schedule", "solver"}
+    assert {o.name for o in engine.modality.options} == set(report["options"])
+
+
+@pytest.mark.parametrize("recipe", ["reference", "quality", "balanced", "fast"])
+@pytest.mark.parametrize("name", READY)
+def test_every_recipe_plans_everywhere(name: str, recipe: str) -> None:
+    plan = make_plan(name, recipe)
+    assert plan.recipe.name == recipe and plan.recipe.steps and plan.recipe.solver and plan.recipe.schedule
