@@ -29,7 +29,7 @@ from suite.models import ModelFolder
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = ROOT / "tests" / "data" / "three_d" / "samples.safetensors"
-RECIPE = ROOT / "configs" / "training" / "3d-64.yaml"
+RECIPES = ROOT / "configs" / "training"
 
 BOX = """mtllib box.mtl
 v 10 0 0
@@ -242,8 +242,9 @@ def test_training_refuses_what_does_not_fit(tmp_path):
         train(small(tmp_path, stort="emoji-64"), SAMPLES, tmp_path / "run")
 
 
-def test_the_shipped_recipe_begins_as_the_image_model():
-    config = read_training(ViewTraining, RECIPE)
+@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("3d-*.yaml")), ids=lambda path: path.stem)
+def test_the_shipped_recipes_begin_as_the_image_model(recipe):
+    config = read_training(ViewTraining, recipe)
     from suite.modalities.image.training import build
     from suite.modalities.three_d.training import begin_with
 
