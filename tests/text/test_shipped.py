@@ -1,0 +1,49 @@
+"""The text models that ship: whole, small enough, and able to write."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import suite
+from suite import Engine
+from suite.cli import main
+from suite.models import open_folder, shipped
+
+PACKAGE = Path(suite.__file__).parent
+MODELS = sorted(shipped("text"))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_files_are_whole_and_small(name: str) -> None:
+    folder = open_folder(name, "text")
+    assert folder.hash == shipped("text")[name]["sha256"]
+    files = list(folder.path.rglob("*.safetensors"))
+    assert files and max(f.stat().st_size for f in files) < 16 * 2**20
+
+
+def test_weights_together_are_within_their_limit() -> None:
+    paths = [PACKAGE / shipped("text")[name]["path"] for name in MODELS]
+    assert sum(f.stat().st_size for p in paths for f in p.rglob("*.safetensors")) < 24 * 2**20
+
+
+@pytest.mark.parametrize("recipe", ["fast", "reference"])
+@pytest.mark.parametrize("name", MODELS)
+def test_it_writes_words(name: str, recipe: str) -> None:
+    prompts = ["disaster (noun)", "speech: peace, nations"]
+    with Engine.from_recipe(recipe, modality="text", model=name) as engine:
+        first, again = (engine.generate(prompts, num=4).artifacts for _ in range(2))
+    assert first == again
+    assert sum(any(c.isalpha() for c in text) for text in first) >= 6, first
+    assert len(set(first)) > 4
+
+
+def test_a_prompt_is_all_that_is_needed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["text", "disaster (noun)", "--steps", "4", "--start", "an event"]) == 0
+    assert capsys.readouterr().out.startswith("an event")
+
+
+@pytest.mark.parametrize("plugin", ["--compress=int8", "--cache=fora:interval=2", "--cache=first-block:threshold=0.5"])
+def test_methods_act_on_it(plugin: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["text", "disaster (noun)", "--steps", "8", plugin]) == 0, capsys.readouterr().err
