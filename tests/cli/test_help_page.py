@@ -15,6 +15,7 @@ HEADING = "## All commands\n"
 COMMANDS = (
     "",
     "image",
+    "video",
     "audio",
     "text",
     "3d",

@@ -1,0 +1,152 @@
+"""Text to video: short loops with opacity, a diffusers spatio-temporal transformer, MiniLM conditioning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from suite.errors import ConfigError
+from suite.modality import Modality
+from suite.request import RequestOption
+
+if TYPE_CHECKING:  # the file endings are checked before torch is loaded
+    import torch
+    from torch import Tensor, nn
+
+    from suite.denoiser import Cond
+    from suite.modalities.video.files import Clip
+    from suite.models import ModelFolder
+    from suite.request import Request
+    from suite.rng import SampleRng
+
+
+class Video(Modality):
+    """One opened video model. x are coordinates [B, C, T, H, W] of tubes (see `tubes`); artifacts are `files.Clip`."""
+
+    name: ClassVar[str] = "video"
+    suffixes: ClassVar[tuple[str, ...]] = (".mp4", ".webp", ".gif", ".frames")
+    options: ClassVar[tuple[RequestOption, ...]] = (
+        RequestOption("frames", int, "Frames of the clip, spread evenly over its loop.", low=1, high=1024),
+        RequestOption("rate", float, "Frames a second.", low=0.5, high=120),
+        RequestOption("loops", int, "How often an .mp4 shows the loop; the other files repeat it for ever.", 1, 1, 100),
+    )
+    calibration_prompts: ClassVar[tuple[str, ...]] = ("a butterfly", "a person running", "a winking face", "a rocket")
+
+    def __init__(self, folder: ModelFolder, device: str, dtype: torch.dtype) -> None:
+        from suite import noise
+        from suite.modalities.video.network import in_turn, patch_size
+        from suite.network import Layout, Network
+        from suite.prediction import Prediction
+        from suite.weights import load_network
+
+        self.folder = folder
+        self.device = device
+        self.dtype = dtype
+        self.shape = _whole(folder, "shape", 4)
+        self.clip = _whole(folder, "clip", 4)
+        codec = folder.fact("codec")
+        if not isinstance(codec, Mapping) or codec.get("kind") != "dct-tubes":
+            raise ConfigError(f"model {folder.name}: codec {codec!r} in suite.json; expected kind dct-tubes")
+        self.tube, self.gain = int(codec["length"]), float(codec["gain"])
+        self.shared = float(codec["shared"])
+        if self.shape != (self.clip[0] * self.tube, self.clip[1] // self.tube, *self.clip[2:]) or self.clip[0] != 4:
+            raise ConfigError(f"model {folder.name}: shape {self.shape} is not the code of a clip {self.clip}")
+        if folder.fact("prediction") != "sample":
+            raise ConfigError(f"model {folder.name}: prediction {folder.fact('prediction')!r}; expected sample")
+        self.noise = noise.from_config(folder.fact("noise"))
+        self.prediction = Prediction.named(folder.fact("prediction"))
+        module = load_network(folder.path / str(folder.fact("network")), device, dtype)
+        patch = patch_size(module)
+        tokens = self.shape[1] * (self.shape[2] // patch) * (self.shape[3] // patch)
+        distilled = bool(folder.facts.get("guidance_distilled"))
+        self.network = Network(module, Layout(self.shape, tokens), distilled, in_turn(module))
+        self._length = int(folder.facts.get("text", {}).get("length", 24))
+
+    def prior(self, request: Request, rng: SampleRng) -> Tensor:
+        """Standard normal times sigma(1), [B, C, T, H, W]. ConfigError when the model has fewer frames."""
+        self._frames(request)
+        return rng.normal(self.shape) * float(self.noise.sigma(1.0))
+
+    def encode(self, request: Request) -> Mapping[str, Cond]:
+        """Token states [B, L, 384] and their mask [B, L]; the unconditional branch is the negative prompt's."""
+        from suite.modalities.shared.text_encoder import branches
+
+        self._frames(request)
+        return branches(request.prompts, request.negative, self._length, self.device, self.dtype)
+
+    def forward(self, module: nn.Module, x: Tensor, time: Tensor, cond: Cond) -> Tensor:
+        """Call a Latte transformer."""
+        from suite.modalities.video.network import call
+        from suite.modalities.video.tubes import apart, together
+
+        # What is predicted is x0, so a linear change of coordinates before and its inverse after leave it exact.
+        return apart(call(module, together(x, self.shared), time, cond["states"], cond["mask"]), self.shared)
+
+    def decode(self, x0: Tensor, request: Request) -> list[Clip]:
+        """Clips, one a row: colour on white, opacity, and the frames that the request asks for."""
+        import torch
+
+        from suite.modalities.video.files import Clip
+        from suite.modalities.video.tubes import from_tubes, together
+
+        count = self._frames(request)
+        clips = from_tubes(together(x0.float(), self.shared), self.tube, self.gain)
+        keep = (torch.arange(count) * self.clip[1] / count).round().long()
+        levels = ((clips[:, :, keep].clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 4, 1)
+        rate, loops = request.options.get("rate"), request.options.get("loops")
+        if rate is None:  # fewer frames of the same loop: it keeps its length
+            rate = float(self.folder.facts.get("rate", 8)) * count / self.clip[1]
+        return [
+            Clip(row[..., :3].copy(), row[..., 3].copy(), float(rate), int(loops or 1)) for row in levels.cpu().numpy()
+        ]
+
+    def _frames(self, request: Request) -> int:
+        wanted = request.options.get("frames")
+        count = self.clip[1] if wanted is None else int(wanted)
+        if not 1 <= count <= self.clip[1]:
+            raise ConfigError(
+                f"--frames {count}: the model {self.folder.name} makes clips of 1 to {self.clip[1]} frames"
+            )
+        return count
+
+    @classmethod
+    def check_suffix(cls, suffix: str) -> None:
+        """MP4 needs PyAV with an H.264 encoder, WebP a Pillow that has it."""
+        from suite.modalities.video.files import check_suffix
+
+        check_suffix(suffix)
+
+    def save(self, artifact: Clip, path: Path, metadata: Mapping[str, Any]) -> None:
+        """Write .mp4, .webp, .gif, or a folder .frames, each with the metadata; see `files`."""
+        from suite.modalities.video.files import save
+
+        save(artifact, path, metadata)
+
+    @classmethod
+    def read_metadata(cls, path: Path) -> Mapping[str, Any]:
+        """The metadata of a clip that `save` wrote."""
+        from suite.modalities.video.files import read_metadata
+
+        return read_metadata(path)
+
+    @classmethod
+    def same(cls, first: Path, second: Path) -> bool:
+        """Whether two clips decode to equal frames: encoders differ between versions, and stamp their files."""
+        from suite.modalities.video.files import read_frames
+
+        a, b = read_frames(first), read_frames(second)
+        return a.shape == b.shape and bool((a == b).all())
+
+    def metrics(self, artifacts: Sequence[Clip], prompts: Sequence[str]) -> dict[str, float]:
+        """Distances of frames and of changes to real clips, amount and steadiness of motion, agreement with prompts."""
+        from suite.modalities.video.metrics import evaluate
+
+        return evaluate([clip.colour for clip in artifacts], prompts)
+
+
+def _whole(folder: ModelFolder, key: str, length: int) -> tuple[int, ...]:
+    value = folder.fact(key)
+    if not (isinstance(value, list) and len(value) == length and all(isinstance(n, int) and n > 0 for n in value)):
+        raise ConfigError(f"model {folder.name}: {key} {value!r} in suite.json; expected {length} whole numbers")
+    return tuple(value)

@@ -1,0 +1,275 @@
+"""Train a captioned-video model from a YAML file: a Latte transformer of diffusers over tubes of frames.
+
+Noise is the flow family, x_t = (1 - t) x0 + t eps, t in [0, 1] with 1 the prior, x0 the tube code of a clip; the
+network gets 1000 t. It predicts x0, and its error is weighted as in velocity space: |x0_hat - x0|^2 / max(t, floor)^2.
+Clips are loops: each is rolled in time by a random number of frames. The result is a diffusers-layout folder with
+half-precision averaged weights.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from torch import Tensor, nn
+
+from suite.errors import ConfigError
+from suite.modalities.image.sheet import sheet
+from suite.modalities.shared.text_encoder import TokenStates
+from suite.modalities.shared.training import TrainState, averaged
+from suite.modalities.shared.training import train as run_training
+from suite.modalities.video.config import VideoTraining, read
+from suite.modalities.video.data import VideoData, load
+from suite.modalities.video.network import begin_with_image, call
+from suite.modalities.video.tubes import from_tubes, to_tubes, together
+from suite.models import open_folder
+
+EXPORT = "model"
+"""Sub-folder of a run that gets the finished model."""
+CLASS = "LatteTransformer3DModel"
+NETWORK = "transformer"
+SHARD = "13MB"
+"""Largest file of weights: two parts of a shipped model, which stay easy to carry."""
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Training data on its device: draws clips and a caption each, rolls them, and drops captions for guidance.
+
+    `clips` uint8 [N, F, 4, S, S]; `captions` int64 [N, K] into `states` float16 [C, L, 384] and `tokens` int64 [C];
+    caption 0 is the null condition.
+    """
+
+    clips: Tensor
+    captions: Tensor
+    states: Tensor
+    tokens: Tensor
+
+    def draw(self, batch: int, dropout: float, rng: torch.Generator) -> tuple[Tensor, TokenStates]:
+        """Clips [B, 4, F, S, S] float32 in [-1, 1], and the captions' states."""
+        device, frames = self.clips.device, self.clips.shape[1]
+        index = torch.randint(len(self.clips), (batch,), device=device, generator=rng)
+        choice = torch.randint(self.captions.shape[1], (batch,), device=device, generator=rng)
+        caption = self.captions[index, choice]
+        dropped = torch.rand(batch, device=device, generator=rng) < dropout
+        first = torch.randint(frames, (batch, 1), device=device, generator=rng)
+        order = (first + torch.arange(frames, device=device)) % frames
+        clips = self.clips[index[:, None], order].float() / 127.5 - 1
+        return clips.transpose(1, 2), self.conditions(caption.masked_fill(dropped, 0))
+
+    def conditions(self, caption: Tensor) -> TokenStates:
+        """Token states of these captions."""
+        position = torch.arange(self.states.shape[1], device=caption.device)
+        return TokenStates(self.states[caption].float(), (position < self.tokens[caption][:, None]).float())
+
+
+def train(
+    config_path: Path | str,
+    data: Path | str,
+    out: Path | str,
+    resume: bool = False,
+    overrides: Sequence[str] = (),
+    minutes: float | None = None,
+) -> Path:
+    """Train as `config_path` says, on the file that `suite data prepare video` wrote; returns the model folder.
+
+    `overrides` are `key=value` with dotted keys, such as `train.lr=1e-3`. `out` gets checkpoints, loss.csv, sheets
+    `samples-<step>.png` and, unless the run was stopped early by Ctrl-C, the folder `model`.
+    """
+    config, clips, out = read(config_path, overrides), load(data), Path(out)
+    torch.manual_seed(config.train.seed)
+    network = build(config)
+    if config.start:
+        begin_with_image(network, weights_of(config.start))
+    device = Accelerator(cpu=not torch.cuda.is_available()).device
+    batches = make_batches(clips, config, device)
+    conditions = batches.conditions(sheet_captions(clips, config).to(device))
+    null = batches.conditions(torch.zeros(1, dtype=torch.long, device=device))
+
+    def draw_sheet(model: nn.Module, step: int) -> None:
+        save_sheet(sample(model, conditions, config, null), out / f"samples-{step:06d}.png")
+
+    where = "cpu" if device.type == "cpu" else "auto"
+    state = run_training(network, flow_loss(batches, config), config.train, out, resume, minutes, draw_sheet, where)
+    return out if state.interrupted else export_state(state, config, out / EXPORT, out / "loss.csv")
+
+
+def build(config: VideoTraining) -> nn.Module:
+    """The network that the configuration describes, with fresh weights."""
+    import diffusers
+
+    try:
+        network = getattr(diffusers, CLASS)(**config.model)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"model: {CLASS} refuses these settings: {error}") from error
+    channels, tubes, size, _ = config.shape
+    expected = {"in_channels": channels, "video_length": tubes, "sample_size": size}
+    for key, value in expected.items():
+        if network.config[key] != value:
+            raise ConfigError(f"model.{key} is {network.config[key]}, but clip and tube ask for {value}")
+    return network
+
+
+def weights_of(model: str) -> Path:
+    """The weights of an image model's transformer: a shipped name, or a folder."""
+    folder = open_folder(model, "image")
+    if folder.fact("network") != NETWORK:
+        raise ConfigError(f"start: the image model {model} has no transformer, so a video model cannot begin with it")
+    return folder.path / NETWORK / "diffusion_pytorch_model.safetensors"
+
+
+def make_batches(data: VideoData, config: VideoTraining, device: torch.device) -> Batches:
+    """Clips and all captions on `device`. Raises ConfigError when the clips are not those that the model is for."""
+    have, want = list(data.clips.shape[1:]), [config.clip[i] for i in (1, 0, 2, 3)]
+    if have != want:
+        raise ConfigError(f"The training set has clips of [frames, channels, height, width] {have}, the model {want}")
+    every = torch.arange(len(data.captions))
+    states = torch.cat([data.states(part, config.text_length).states.half() for part in every.split(1024)])
+    tokens = (data.offsets[1:] - data.offsets[:-1]).clamp(max=config.text_length)
+    return Batches(*(tensor.to(device) for tensor in (data.clips, data.captions_of(), states, tokens)))
+
+
+def flow_loss(batches: Batches, config: VideoTraining) -> Callable[[nn.Module, torch.Generator], Tensor]:
+    """`loss(network, generator)` of one batch; see the head of this file."""
+
+    def loss(network: nn.Module, rng: torch.Generator) -> Tensor:
+        clips, text = batches.draw(config.batch, config.caption_dropout, rng)
+        x0 = to_tubes(clips, config.tube, config.gain)
+        normal = torch.randn(len(x0), device=x0.device, generator=rng)
+        t = torch.sigmoid(config.time_mean + config.time_std * normal)
+        noise = together(torch.randn(x0.shape, device=x0.device, generator=rng), config.shared)
+        at = t.view(-1, 1, 1, 1, 1)
+        error = call(network, (1 - at) * x0 + at * noise, 1000 * t, text.states, text.mask).float() - x0
+        return (error / at.clamp(min=config.time_floor)).square().mean()
+
+    return loss
+
+
+def sheet_captions(data: VideoData, config: VideoTraining, count: int = 8) -> Tensor:
+    """Caption indices for the sheet: those that the configuration names, or some spread evenly over the data."""
+    if not config.sheet:
+        return torch.linspace(1, len(data.captions) - 1, min(count, len(data.captions) - 1)).long()
+    where = {text: k for k, text in reversed(list(enumerate(data.captions)))}
+    if absent := [text for text in config.sheet if text not in where]:
+        raise ConfigError(f"sheet: the training set has no caption {absent[0]!r}; sheets show captions of the data")
+    return torch.tensor([where[text] for text in config.sheet])
+
+
+def sample(
+    network: nn.Module,
+    text: TokenStates,
+    config: VideoTraining,
+    null: TokenStates,
+    steps: int = 16,
+    guidance: float = 3.0,
+    seed: int = 0,
+) -> Tensor:
+    """Clips [N, 4, F, S, S] in [-1, 1], by Euler steps of the flow with classifier-free guidance.
+
+    Only for looking at a run in progress; the suite's engine has the solvers.
+    """
+    count, device = len(text), text.states.device
+    x = torch.randn(count, *config.shape, generator=torch.Generator().manual_seed(seed)).to(device)
+    x = together(x, config.shared)
+    states = torch.cat([text.states, null.states.expand(count, -1, -1)])
+    mask = torch.cat([text.mask, null.mask.expand(count, -1)])
+    with torch.no_grad():
+        for t, s in itertools.pairwise(torch.linspace(1, 0, steps + 1).tolist()):
+            at = torch.full((2 * count,), 1000 * t, device=device)
+            conditional, free = call(network, torch.cat([x, x]), at, states, mask).float().chunk(2)
+            x0 = free + guidance * (conditional - free)
+            x = x0 + (s / t) * (x - x0)
+    return from_tubes(x, config.tube, config.gain).clamp(-1, 1)
+
+
+def save_sheet(clips: Tensor, path: Path, columns: int = 8) -> None:
+    """Write clips [N, C, F, S, S] in [-1, 1] as one PNG: a row a clip, `columns` frames of it."""
+    pixels = ((clips[:, :3].cpu() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 4, 1)
+    chosen = torch.linspace(0, pixels.shape[1], columns + 1)[:-1].long()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet([Image.fromarray(p) for p in pixels[:, chosen].flatten(0, 1).numpy()], columns).save(path)
+
+
+def export_state(state: TrainState, config: VideoTraining, out: Path, log: Path | None = None) -> Path:
+    """`export` of the averaged weights of a training state."""
+    with averaged(state) as network:
+        weights = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
+    return export(weights, config, out, log)
+
+
+def export(weights: Mapping[str, Tensor], config: VideoTraining, out: Path, log: Path | None = None) -> Path:
+    """Write a model folder: transformer/ in float16, suite.json, diffusers' pipeline files, loss.csv.
+
+    An existing folder keeps its other files. Raises ConfigError when weights do not fit float16.
+    """
+    for name, value in weights.items():
+        if value.is_floating_point() and not torch.isfinite(value.half()).all():
+            raise ConfigError(f"{name} has values that float16 cannot hold: the run diverged, so there is no model")
+    network = build(config)
+    network.load_state_dict(weights)
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    network.half().save_pretrained(  # pyright: ignore[reportCallIssue]
+        partial / NETWORK, safe_serialization=True, max_shard_size=SHARD
+    )
+    (partial / "suite.json").write_text(json.dumps(description(config), indent=2) + "\n")
+    write_pipeline(partial)
+    if log is not None and log.is_file():
+        shutil.copy(log, partial / "loss.csv")
+    out.mkdir(parents=True, exist_ok=True)
+    for item in sorted(partial.iterdir()):
+        target = out / item.name
+        if target.is_dir():
+            shutil.rmtree(target)
+        os.replace(item, target)
+    partial.rmdir()
+    return out
+
+
+def write_pipeline(folder: Path) -> None:
+    """model_index.json and scheduler/, so that diffusers' LattePipeline opens the folder.
+
+    There are no text encoder, tokenizer and VAE in it: pass them as None, and prompts as `prompt_embeds` without
+    padding, because that pipeline passes no mask on.
+    """
+    import diffusers
+
+    index: dict[str, Any] = {"_class_name": "LattePipeline", "_diffusers_version": diffusers.__version__}
+    index |= {part: [None, None] for part in ("tokenizer", "text_encoder", "vae")}
+    index["scheduler"] = ["diffusers", "DPMSolverMultistepScheduler"]
+    index[NETWORK] = ["diffusers", CLASS]
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    scheduler = diffusers.DPMSolverMultistepScheduler(
+        prediction_type="sample",
+        use_flow_sigmas=True,
+        algorithm_type="dpmsolver++",
+        final_sigmas_type="zero",
+        variance_type="learned",  # else that pipeline takes half of the channels for variances; else unused here
+    )
+    scheduler.save_config(folder / "scheduler")
+
+
+def description(config: VideoTraining) -> dict[str, Any]:
+    """Content of suite.json: what diffusers' own files have no word for."""
+    return {
+        "name": config.name,
+        "modality": "video",
+        "network": NETWORK,
+        "noise": {"family": "flow"},
+        "prediction": "sample",
+        "text": {"encoder": "minilm", "length": config.text_length},
+        "shape": list(config.shape),
+        "clip": list(config.clip),
+        "codec": {"kind": "dct-tubes", "length": config.tube, "gain": config.gain, "shared": config.shared},
+        "rate": config.rate,
+        "defaults": dict(config.defaults),
+    }
