@@ -141,7 +141,10 @@ def _save_mp4(clip: Clip, path: Path, text: str) -> None:
         stream = box.add_stream(_h264(), rate=Fraction(clip.rate).limit_denominator(1000))
         # H.264's usual pixel format halves the colour, so sides must be even.
         stream.width, stream.height, stream.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
-        stream.options = {"crf": str(CRF), "preset": "medium", "threads": "1"}
+        # One thread, the one that looks ahead included: equal frames must give equal files.
+        alone = "threads=1:lookahead-threads=1:sync-lookahead=0:deterministic=1"
+        stream.codec_context.thread_count = 1
+        stream.options = {"crf": str(CRF), "preset": "medium", "x264-params": alone}
         for frame in np.concatenate([clip.colour] * clip.loops):
             padded = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), constant_values=255)
             box.mux(stream.encode(av.VideoFrame.from_ndarray(padded, format="rgb24")))

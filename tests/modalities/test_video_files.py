@@ -147,3 +147,11 @@ def test_sheets_keep_every_clip_in_its_place(clip: Clip, tmp_path: Path):
     assert np.abs(on_white(clip.straight()).astype(int) - clip.colour).max() <= 1
     save_sheet([clip.colour] * 3, tmp_path / "s.webp", columns=3)
     assert read_frames(tmp_path / "s.webp").shape[:3] == (7, 24, 64)
+
+
+def test_equal_frames_give_equal_files(clip: Clip, tmp_path: Path):
+    contents = set()
+    for k in range(30):
+        save(clip, tmp_path / f"{k}.mp4", METADATA)
+        contents.add((tmp_path / f"{k}.mp4").read_bytes())
+    assert len(contents) == 1
