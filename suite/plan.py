@@ -68,7 +68,8 @@ def make_plan(
     cls = entry.load()
     folder = models.open_folder(model or _default_model(modality, cls.borrows), modality, cls.borrows)
     borrowed = cls.borrowed if folder.fact("modality") != modality else {}
-    base = Recipe.from_dict({**folder.fact("defaults"), **borrowed})
+    defaults = folder.fact("defaults")
+    base = Recipe.from_dict({**defaults, **borrowed} if isinstance(defaults, Mapping) else defaults)
     complete = _read(wanted, modality, folder.tokens).over(base)
     complete = overrides.over(complete) if overrides else complete
     if complete.steps is None or complete.schedule is None or complete.solver is None:

@@ -75,6 +75,7 @@ def filterbank() -> Tensor:
             f"Sound needs torchaudio, which cannot be loaded ({error}). Type: pip install "
             "'efficient-diffusion-suite[audio]'"
         ) from error
-    return melscale_fbanks(
-        WINDOW // 2 + 1, 0.0, RATE / 2, BANDS, RATE, norm="slaney", mel_scale="slaney"
-    ).T.contiguous()
+
+    with torch.inference_mode(False):  # it is kept, and training wants it after sampling has made it
+        weights = melscale_fbanks(WINDOW // 2 + 1, 0.0, RATE / 2, BANDS, RATE, norm="slaney", mel_scale="slaney")
+        return weights.T.contiguous()

@@ -49,7 +49,10 @@ def rasterise(vertices: Tensor, faces: Tensor, cameras: Cameras, size: int) -> t
         x, y = (corners[..., 0] + 1) * (size / 2), (1 - corners[..., 1]) * (size / 2)
         face, pixel, weight, depth = _covered(x, y, corners[..., 2], size)
         nearest = torch.full((size * size,), torch.inf, device=x.device).scatter_reduce(0, pixel, depth, "amin")
-        wins = depth == nearest[pixel]
+        # On an edge that two faces share both are nearest: the later pair wins, by rule and not by thread.
+        wins = (depth == nearest[pixel]).nonzero()[:, 0]
+        last = torch.full((size * size,), -1, device=x.device).scatter_reduce(0, pixel[wins], wins, "amax")
+        wins = last[last >= 0]
         found[view, pixel[wins]] = face[wins]
         weights[view, pixel[wins]] = weight[wins]
     return found.view(-1, size, size), weights.view(-1, size, size, 3)

@@ -6,6 +6,7 @@ Each holds the result's metadata as JSON: the comment tag of an MP4 or GIF, the 
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 from collections.abc import Mapping
@@ -22,6 +23,8 @@ from suite.errors import ConfigError
 from suite.output import RECORD
 
 SUFFIXES = (".mp4", ".webp", ".gif", ".frames")
+DIGEST = "frames_sha256"
+"""Key of the digest of the frames that an MP4 was encoded from: x264 may encode equal frames differently."""
 CRF = 12
 """x264's constant rate factor: visually lossless; a clip takes some 30 KB."""
 _DESCRIPTION = 0x010E
@@ -69,7 +72,7 @@ def save(clip: Clip, path: Path, metadata: Mapping[str, Any]) -> None:
     text = json.dumps(metadata)
     suffix = path.suffix.lower()
     if suffix == ".mp4":
-        _save_mp4(clip, path, text)
+        _save_mp4(clip, path, json.dumps({**metadata, DIGEST: hashlib.sha256(clip.colour.tobytes()).hexdigest()}))
     elif suffix == ".webp":
         exif = Image.Exif()
         exif[_DESCRIPTION] = text
@@ -104,9 +107,15 @@ def read_metadata(path: Path) -> Mapping[str, Any]:
     if not text:
         raise ConfigError(f"{path} was not made by this suite: it holds no metadata of it")
     found = json.loads(text)
-    if suffix == ".frames":
-        found.pop("rate", None)
+    for own in ("rate",) * (suffix == ".frames") + (DIGEST,) * (suffix == ".mp4"):
+        found.pop(own, None)
     return found
+
+
+def digest(path: Path) -> str:
+    """sha256 of the frames that an MP4 file was encoded from; empty if it says none."""
+    with _av().open(str(path)) as box:
+        return str(json.loads(box.metadata.get("comment") or "{}").get(DIGEST, ""))
 
 
 def read_frames(path: Path) -> NDArray[np.uint8]:
