@@ -132,7 +132,7 @@ def caption_list(
     pairs: list[tuple[int, str]] = []
     for picture, record in enumerate(records):
         style = table[record.style]
-        for k, text in enumerate(phrasings(record.name, record.keywords, rng)[:most]):
+        for k, text in enumerate(phrasings(record.name, record.keywords, rng)[: min(most, style.captions)]):
             bare = style.optional_phrase and k % 2 == 0
             pairs.append((picture, text if bare else f"{text}, {style.phrase}"))
     return pairs

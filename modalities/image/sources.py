@@ -91,7 +91,7 @@ class Style:
     """A kind of picture: the archive that holds it, how many it must give, and how to read it.
 
     `read(path, size, names)` yields records; `names` is the table of `emoji_names`. `phrase` says the style in
-    a caption; `optional_phrase` leaves it out of every second caption.
+    a caption; `optional_phrase` leaves it out of every second caption. `captions` is the most that a picture gets.
     """
 
     archive: Archive
@@ -99,6 +99,7 @@ class Style:
     read: Callable[[Path, int, Mapping[str, Emoji]], Iterable[Record]]
     phrase: str
     optional_phrase: bool = False
+    captions: int = 4
 
 
 @dataclass(frozen=True)
@@ -197,7 +198,7 @@ def read_clipart(path: Path, size: int, names: Mapping[str, Emoji]) -> Iterable[
 STYLES: dict[str, Style] = {
     "3d": Style(FLUENT, 1535, read_fluent, "3d emoji", optional_phrase=True),
     "composed": Style(FLUENT, 76, read_composed, "3d emoji", optional_phrase=True),
-    "flat": Style(NOTO, 1576, read_noto, "flat emoji"),
+    "flat": Style(NOTO, 1576, read_noto, "flat emoji", captions=3),
     "clipart": Style(CLIPART, 1600, read_clipart, "clip art"),
 }
 
