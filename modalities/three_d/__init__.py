@@ -61,6 +61,14 @@ class ThreeD(Modality):
         RequestOption(
             "refine", int, "Steps that fit its colours to views of the field.", default=60, low=0, high=10_000
         ),
+        RequestOption(
+            "refine-shape",
+            int,
+            "Steps that move its vertices to the field's silhouettes first; needs pytorch3d.",
+            default=0,
+            low=0,
+            high=10_000,
+        ),
     )
     calibration_prompts: ClassVar[tuple[str, ...]] = ("a chair", "a round table", "a red sofa", "a street lamp")
 
@@ -100,8 +108,11 @@ class ThreeD(Modality):
         import torch
 
         from suite.modalities.three_d.field import Field
+        from suite.modalities.three_d.raster import require
         from suite.modalities.three_d.scene import FieldScene
 
+        if request.options["refine-shape"]:
+            require("--refine-shape")
         field = Field(generator=torch.Generator().manual_seed(seed)).to(self.device)
         one = Request((request.prompts[index],), request.negative, request.options)
         size, count = self._image.shape[-1], int(request.options["views"] or 1)
@@ -112,6 +123,7 @@ class ThreeD(Modality):
         from suite.modalities.three_d.mesh import extract
         from suite.modalities.three_d.pictures import field_preview, preview, turntable
         from suite.modalities.three_d.refine import refine
+        from suite.modalities.three_d.refine_shape import refine_shape
         from suite.modalities.three_d.scene import FieldScene
 
         solids = []
@@ -120,6 +132,8 @@ class ThreeD(Modality):
             assert isinstance(scene, FieldScene)
             field = scene.field
             mesh = extract(field, int(request.options["resolution"] or 0))
+            if mesh is not None and (steps := int(request.options["refine-shape"] or 0)):
+                refine_shape(mesh, field, steps)
             if mesh is not None and (steps := int(request.options["refine"] or 0)):
                 refine(mesh, field, steps)
             sheet = field_preview(field) if mesh is None else preview(mesh)

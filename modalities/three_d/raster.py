@@ -34,6 +34,12 @@ def why_absent() -> str:
     return ""
 
 
+def require(what: str) -> None:
+    """ConfigError, in the name of `what` was asked for, if pytorch3d's rasteriser does not load."""
+    if reason := why_absent():
+        raise ConfigError(f"{what}: {reason}")
+
+
 def rasterise(vertices: Tensor, faces: Tensor, cameras: Cameras, size: int) -> tuple[Tensor, Tensor]:
     """The nearest face at each pixel: indices [V, S, S] (-1 for none) and barycentric weights [V, S, S, 3].
 
@@ -90,20 +96,27 @@ def differentiable(vertices: Tensor, faces: Tensor, cameras: Cameras, size: int)
 
     Raises ConfigError when its compiled part is missing.
     """
-    if reason := why_absent():
-        raise ConfigError(reason)
+    found, weights, _ = fragments(vertices, faces, cameras, size, faces_per_pixel=1, perspective_correct=True)
+    found, weights = found[..., 0], weights[..., 0, :]
+    first = torch.arange(len(cameras), device=found.device).view(-1, 1, 1) * faces.shape[0]
+    return torch.where(found >= 0, found - first, found), weights
+
+
+def fragments(vertices: Tensor, faces: Tensor, cameras: Cameras, size: int, **settings: Any) -> tuple[Tensor, ...]:
+    """pytorch3d's own answer, differentiable in `vertices`: for the K nearest faces of each pixel [V, S, S, K] their
+    indices (counted through all views, -1 for none), barycentric weights [.., 3], and signed squared distances.
+
+    Raises ConfigError when its compiled part is missing.
+    """
+    require("differentiable rasterisation")
     from pytorch3d.renderer.mesh import rasterize_meshes
     from pytorch3d.structures import Meshes
 
     # pytorch3d's x axis points to the left.
     where = cameras.project(vertices) * vertices.new_tensor([-1.0, 1.0, 1.0])
     meshes: Any = Meshes(list(where), [faces] * len(cameras))
-    found, _, weights, _ = rasterize_meshes(
-        meshes, size, blur_radius=0.0, faces_per_pixel=1, perspective_correct=True, cull_backfaces=False
-    )
-    found, weights = found[..., 0], weights[..., 0, :]
-    first = torch.arange(len(cameras), device=found.device).view(-1, 1, 1) * faces.shape[0]
-    return torch.where(found >= 0, found - first, found), weights
+    found, _, weights, distance = rasterize_meshes(meshes, size, bin_size=0, cull_backfaces=False, **settings)
+    return found, weights, distance
 
 
 def views(surface: Surface, cameras: Cameras, size: int, oversample: int = 2) -> Tensor:

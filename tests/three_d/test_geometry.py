@@ -16,7 +16,10 @@ from suite.modalities.three_d.mesh import clean, extract
 from suite.modalities.three_d.pictures import render
 from suite.modalities.three_d.raster import differentiable, rasterise, views, why_absent
 from suite.modalities.three_d.refine import refine
+from suite.modalities.three_d.refine_shape import refine_shape, soft_silhouettes
 from suite.modalities.three_d.sources import Surface
+
+needs_pytorch3d = pytest.mark.skipif(bool(why_absent()), reason=why_absent() or "pytorch3d is here")
 
 
 def cameras(count=7, seed=0):
@@ -100,7 +103,7 @@ def test_the_nearest_face_wins_and_weights_are_perspective_correct():
     torch.testing.assert_close((1 - at[:, 1]) * 32 - 0.5, row.float(), atol=1e-3, rtol=0)
 
 
-@pytest.mark.skipif(bool(why_absent()), reason=why_absent() or "pytorch3d is here")
+@needs_pytorch3d
 def test_the_rasteriser_agrees_with_pytorch3d():
     rng = torch.Generator().manual_seed(0)
     vertices = torch.rand(60, 3, generator=rng) - 0.5
@@ -110,6 +113,37 @@ def test_the_rasteriser_agrees_with_pytorch3d():
     same = ours[0] == theirs[0]
     assert same.float().mean() > 0.998  # an edge through a pixel's very centre may go either way
     torch.testing.assert_close(ours[1][same], theirs[1][same].clamp(min=0), atol=2e-4, rtol=0)
+
+
+@needs_pytorch3d
+def test_soft_silhouettes_grow_with_the_mesh_as_their_gradient_says():
+    vertices, faces = sphere(0.6, subdivisions=2)
+    size = 48
+
+    def area(scale):
+        return soft_silhouettes(vertices * scale, faces, ring(1, 0.2), size).sum()
+
+    scale = torch.ones((), requires_grad=True)
+    (slope,) = torch.autograd.grad(area(scale), scale)
+    with torch.no_grad():
+        measured = (area(1.02) - area(0.98)) / 0.04
+        covered = float(area(1.0)) / size**2
+    torch.testing.assert_close(slope, measured, rtol=0.05, atol=0)
+    # The outline of a ball of radius 0.6 seen from DISTANCE, in half pictures; a soft edge adds to it.
+    outline = 0.6 / math.sqrt(DISTANCE**2 - 0.6**2) / TANGENT
+    assert 1 < covered / (math.pi * outline**2 / 4) < 1.15
+
+
+@needs_pytorch3d
+def test_refined_shapes_fill_the_silhouettes_of_the_field():
+    """An opaque unit ball, and a mesh of 0.8 of its size."""
+    mesh = trimesh.creation.icosphere(subdivisions=2, radius=0.8)
+    before, after = refine_shape(mesh, slab(2.0), 12)
+    assert before > 0.3 and after < 0.8 * before
+    radius = np.linalg.norm(mesh.vertices, axis=1)
+    assert 0.84 < radius.mean() < 1.02 and mesh.is_watertight and mesh.volume > 0
+    kept = mesh.vertices.copy()
+    assert refine_shape(mesh, slab(2.0), 0)[0] == pytest.approx(after) and (mesh.vertices == kept).all()
 
 
 def test_without_pytorch3d_one_line_says_what_is_missing(monkeypatch):
@@ -122,6 +156,8 @@ def test_without_pytorch3d_one_line_says_what_is_missing(monkeypatch):
         assert (rasterise(vertices, faces, ring(1), 16)[0] >= 0).any()
         with pytest.raises(raster.ConfigError, match="easypytorch3d"):
             differentiable(vertices, faces, ring(1), 16)
+        with pytest.raises(raster.ConfigError, match=r"refine-shape.*easypytorch3d"):
+            refine_shape(trimesh.creation.icosphere(1), slab(2.0), 1)
     finally:
         why_absent.cache_clear()
 

@@ -1,0 +1,124 @@
+"""What the shipped recipes cost and give in every modality: the numbers of docs/benchmarks/recipes.md.
+
+SUITE_BENCH_COUNT and SUITE_BENCH_ROUNDS make it shorter; a full run takes hours on two cores.
+"""
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from suite import Engine
+
+pytestmark = pytest.mark.bench
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+COUNT = int(os.environ.get("SUITE_BENCH_COUNT", "1000"))
+ROUNDS = int(os.environ.get("SUITE_BENCH_ROUNDS", "5"))
+OTHER_SEEDS = 10_000
+"""First seed of the second run of `reference`: how far apart two runs are that differ in nothing else."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A modality with its prompts.
+
+    Attributes:
+        metrics: the headline numbers, each with +1 if more is better, -1 if less is.
+        recipes: which recipes are run.
+        model: another model than the default one.
+    """
+
+    modality: str
+    prompts: str
+    metrics: dict[str, int]
+    recipes: Sequence[str] = ("reference", "quality", "balanced", "fast")
+    batch: int = 8
+    model: str | None = None
+
+    @property
+    def name(self) -> str:
+        return self.model or self.modality
+
+    def texts(self) -> list[str]:
+        return (DOCS / self.prompts).read_text().splitlines()[:COUNT]
+
+
+CASES = [
+    Case("image", "prompts.txt", {"frechet": -1, "alignment": 1}),
+    Case("video", "prompts-video.txt", {"frames_frechet": -1, "changes_frechet": -1, "alignment": 1}, batch=4),
+    Case("text", "prompts-text.txt", {"perplexity": -1, "relevance": 1, "mauve": 1}),
+    Case("text", "prompts-text.txt", {"perplexity": -1, "relevance": 1, "mauve": 1}, model="gloss-continuous"),
+    Case("audio", "prompts-audio.txt", {"fad_music": -1, "fad_speech": -1, "tags": 1}, batch=4),
+    Case("3d", "prompts-3d.txt", {"alignment": 1, "consistency": 1}, ("reference", "fast"), batch=1),
+]
+cases = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+
+
+def spread(values: Sequence[float]) -> str:
+    ordered = sorted(values)
+    low, high = ordered[len(ordered) // 4], ordered[(3 * len(ordered)) // 4]
+    return f"{statistics.median(values):.3g} [{low:.3g}, {high:.3g}]"
+
+
+def opened(case: Case, recipe: str) -> Engine:
+    return Engine.from_recipe(recipe, modality=case.modality, model=case.model, allow_noop=True)
+
+
+@cases
+def test_quality(case: Case) -> None:
+    """Metrics of every recipe; in brackets how much better than `reference` (plus is better)."""
+    prompts, base = case.texts(), {}
+    print(f"\n{case.name}: {len(prompts)} prompts\n| recipe | NFE | {' | '.join(case.metrics)} |", flush=True)
+    print("|---" * (2 + len(case.metrics)) + "|")
+    for recipe in (*case.recipes, "reference"):
+        first = OTHER_SEEDS if recipe == "reference" and base else 0
+        with opened(case, recipe) as engine:
+            results = []
+            for k in range(0, len(prompts), case.batch):
+                texts = prompts[k : k + case.batch]
+                results.append(engine.generate_batch(texts, [first + k + i for i in range(len(texts))]))
+            found = engine.modality.metrics([a for r in results for a in r.artifacts], prompts)
+        base = base or found
+        cells = [
+            f"{found[name]:.4g} ({100 * sign * (found[name] / base[name] - 1):+.1f} %)"
+            for name, sign in case.metrics.items()
+        ]
+        name = f"`{recipe}`" + (", other seeds" if first else "")
+        print(f"| {name} | {results[0].report.nfe:g} | {' | '.join(cells)} |", flush=True)
+        print(f"  all of {recipe}: " + ", ".join(f"{k} {v:.4g}" for k, v in found.items()), flush=True)
+
+
+@cases
+def test_speed(case: Case) -> None:
+    """One sample after loading, text encoding and decoding included; rounds are interleaved."""
+    prompt, times = case.texts()[0], {name: [] for name in case.recipes}
+    engines = {name: opened(case, name) for name in case.recipes}
+    for seed in range(-1, ROUNDS):
+        for name, engine in engines.items():
+            started = time.perf_counter()
+            engine.generate(prompt, seed=max(0, seed))
+            if seed >= 0:
+                times[name].append(time.perf_counter() - started)
+    print(f"\n{case.name}: seconds of one sample")
+    for name, taken in times.items():
+        ratios = [r / t for r, t in zip(times["reference"], taken, strict=True)]
+        print(f"| `{name}` | {spread(taken)} | {spread(ratios)} times faster than `reference` |", flush=True)
+        assert len(taken) == ROUNDS
+
+
+@cases
+def test_memory(case: Case) -> None:
+    """Peak memory of a whole process that makes one sample with `fast`."""
+    code = (
+        "from suite import Engine; "
+        f"e = Engine.from_recipe('fast', modality={case.modality!r}, model={case.model!r}); "
+        f"print(e.generate({case.texts()[0]!r}).report.peak_memory_bytes)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    print(f"\n{case.name}: peak memory {int(out) / 2**20:.0f} MiB")
