@@ -134,6 +134,7 @@ def test_soft_silhouettes_grow_with_the_mesh_as_their_gradient_says():
     assert 1 < covered / (math.pi * outline**2 / 4) < 1.15
 
 
+@pytest.mark.slow  # pytorch3d's gradient takes a second a step on a CPU
 @needs_pytorch3d
 def test_refined_shapes_fill_the_silhouettes_of_the_field():
     """An opaque unit ball, and a mesh of 0.8 of its size."""
