@@ -22,14 +22,17 @@ from suite.modalities.audio.config import AudioTraining, kind_of, read
 from suite.modalities.audio.data import AudioData, load
 from suite.modalities.audio.fold import fold, unfold
 from suite.modalities.audio.sheet import save_spectrograms
+from suite.modalities.shared.caption_table import CaptionTable, named_captions
 from suite.modalities.shared.export import export_folder, write_pipeline
 from suite.modalities.shared.flow import flow_loss, sample
 from suite.modalities.shared.text_encoder import TokenStates
-from suite.modalities.shared.training import TrainState, averaged
+from suite.modalities.shared.training import TrainState, averaged_weights
 from suite.modalities.shared.training import train as run_training
 
 EXPORT = "model"
 """Sub-folder of a run that gets the finished model."""
+SHEET = 16
+"""Captions on a sheet, if the configuration names none."""
 NETWORK = "PixArtTransformer2DModel"
 PIPELINE = "PixArtAlphaPipeline"
 
@@ -38,31 +41,20 @@ PIPELINE = "PixArtAlphaPipeline"
 class Batches:
     """Training data on its device: draws clips by group, one caption each, and drops captions for guidance.
 
-    `pictures` uint8 [N, 80, 128]; `chances` [N]; `captions` int64 [N, K] into `states` float16 [C, L, 384] and
-    `tokens` int64 [C]; caption 0 is the null condition.
+    `pictures` uint8 [N, 80, 128]; `chances` [N].
     """
 
     pictures: Tensor
     chances: Tensor
-    captions: Tensor
-    states: Tensor
-    tokens: Tensor
+    captions: CaptionTable
     fold: tuple[int, int]
 
     def draw(self, batch: int, dropout: float, rng: torch.Generator) -> tuple[Tensor, TokenStates]:
         """x0 [B, C, H, W] float32 in [-1, 1], and the captions' states."""
-        device = self.pictures.device
         index = torch.multinomial(self.chances, batch, replacement=True, generator=rng)
-        choice = torch.randint(self.captions.shape[1], (batch,), device=device, generator=rng)
-        caption = self.captions[index, choice]
-        dropped = torch.rand(batch, device=device, generator=rng) < dropout
+        caption = self.captions.draw(index, dropout, rng)
         x0 = fold(self.pictures[index].float() / 127.5 - 1, self.fold)
-        return x0, self.conditions(caption.masked_fill(dropped, 0))
-
-    def conditions(self, caption: Tensor) -> TokenStates:
-        """Token states of these captions."""
-        position = torch.arange(self.states.shape[1], device=caption.device)
-        return TokenStates(self.states[caption].float(), (position < self.tokens[caption][:, None]).float())
+        return x0, self.captions.conditions(caption)
 
 
 def train(
@@ -88,8 +80,8 @@ def train(
     network = build(config)
     device = Accelerator(cpu=not torch.cuda.is_available()).device
     batches = make_batches(clips, config, device)
-    conditions = batches.conditions(sheet_captions(clips, config).to(device))
-    null = batches.conditions(torch.zeros(1, dtype=torch.long, device=device))
+    shown = named_captions(clips.texts, config.sheet, SHEET).to(device)
+    conditions, null = batches.captions.conditions(shown), batches.captions.null
 
     def draw_sheet(model: nn.Module, step: int) -> None:
         pictures = unfold(sample(model, conditions, config.shape, null), config.fold)
@@ -122,35 +114,19 @@ def make_batches(data: AudioData, config: AudioTraining, device: torch.device) -
         raise ConfigError(f"The training set has no group {absent[0]!r}, only {have}")
     counts = {g: data.groups.count(g) for g in set(data.groups)}
     chances = torch.tensor([config.shares.get(g, 0.0) / counts[g] for g in data.groups])
-    every = torch.arange(len(data.texts))
-    states = torch.cat([data.bank.states(part, config.text_length).states.half() for part in every.split(1024)])
-    tokens = (data.bank.offsets[1:] - data.bank.offsets[:-1]).clamp(max=config.text_length)
-    tensors = (data.pictures, chances, data.captions, states, tokens)
-    pictures, chances, captions, states, tokens = (tensor.to(device) for tensor in tensors)
-    return Batches(pictures, chances, captions, states, tokens, config.fold)
-
-
-def sheet_captions(data: AudioData, config: AudioTraining, count: int = 16) -> Tensor:
-    """Caption indices for the sheet: those that the configuration names, or some spread evenly over the data."""
-    if not config.sheet:
-        return torch.linspace(1, len(data.texts) - 1, min(count, len(data.texts) - 1)).long()
-    where = {text: k for k, text in enumerate(data.texts)}
-    if absent := [text for text in config.sheet if text not in where]:
-        raise ConfigError(f"sheet: the training set has no caption {absent[0]!r}; sheets show captions of the data")
-    return torch.tensor([where[text] for text in config.sheet])
+    captions = CaptionTable.of(data.bank, data.captions, config.text_length, device)
+    return Batches(data.pictures.to(device), chances.to(device), captions, config.fold)
 
 
 def export_state(state: TrainState, config: AudioTraining, out: Path, log: Path | None = None) -> Path:
     """Write the model folder of the averaged weights of a training state, with the vocoder if one is named."""
-    with averaged(state) as network:
-        weights = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
 
     def extra(folder: Path) -> None:
         write_pipeline(folder, PIPELINE, ("tokenizer", "text_encoder", "vae"), "transformer", NETWORK)
         if config.vocoder:
             shutil.copytree(config.vocoder, folder / "vocoder")
 
-    return export_folder(build(config), weights, "transformer", description(config), out, extra, log)
+    return export_folder(build(config), averaged_weights(state), "transformer", description(config), out, extra, log)
 
 
 def description(config: AudioTraining) -> dict[str, Any]:

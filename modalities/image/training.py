@@ -22,14 +22,17 @@ from suite.errors import ConfigError
 from suite.modalities.image.config import ImageTraining, read
 from suite.modalities.image.data import ImageData, load
 from suite.modalities.image.sheet import sheet
+from suite.modalities.shared.caption_table import CaptionTable, named_captions
 from suite.modalities.shared.export import export_folder, write_pipeline
 from suite.modalities.shared.flow import flow_loss, sample
 from suite.modalities.shared.text_encoder import TokenStates
-from suite.modalities.shared.training import TrainState, averaged
+from suite.modalities.shared.training import TrainState, averaged_weights
 from suite.modalities.shared.training import train as run_training
 
 EXPORT = "model"
 """Sub-folder of a run that gets the finished model."""
+SHEET = 32
+"""Captions on a sheet, if the configuration names none."""
 
 CLASSES = {"transformer": "PixArtTransformer2DModel", "unet": "UNet2DConditionModel"}
 """diffusers' class of each kind of network."""
@@ -48,29 +51,18 @@ PIPELINES = {
 class Batches:
     """Training data on its device: draws pictures by style, one caption each, and drops captions for guidance.
 
-    `pictures` uint8 [N, 3, S, S]; `chances` [N]; `captions` int64 [N, K] into `states` float16 [C, L, 384] and
-    `tokens` int64 [C]; caption 0 is the null condition.
+    `pictures` uint8 [N, 3, S, S]; `chances` [N].
     """
 
     pictures: Tensor
     chances: Tensor
-    captions: Tensor
-    states: Tensor
-    tokens: Tensor
+    captions: CaptionTable
 
     def draw(self, batch: int, dropout: float, rng: torch.Generator) -> tuple[Tensor, TokenStates]:
         """x0 [B, 3, S, S] float32 in [-1, 1], and the captions' states."""
-        device = self.pictures.device
         index = torch.multinomial(self.chances, batch, replacement=True, generator=rng)
-        choice = torch.randint(self.captions.shape[1], (batch,), device=device, generator=rng)
-        caption = self.captions[index, choice]
-        dropped = torch.rand(batch, device=device, generator=rng) < dropout
-        return self.pictures[index].float() / 127.5 - 1, self.conditions(caption.masked_fill(dropped, 0))
-
-    def conditions(self, caption: Tensor) -> TokenStates:
-        """Token states of these captions."""
-        position = torch.arange(self.states.shape[1], device=caption.device)
-        return TokenStates(self.states[caption].float(), (position < self.tokens[caption][:, None]).float())
+        caption = self.captions.draw(index, dropout, rng)
+        return self.pictures[index].float() / 127.5 - 1, self.captions.conditions(caption)
 
 
 def train(
@@ -91,8 +83,8 @@ def train(
     network = build(config)
     device = Accelerator(cpu=not torch.cuda.is_available()).device
     batches = make_batches(pictures, config, device)
-    conditions = batches.conditions(sheet_captions(pictures, config).to(device))
-    null = batches.conditions(torch.zeros(1, dtype=torch.long, device=device))
+    shown = named_captions(pictures.captions, config.sheet, SHEET).to(device)
+    conditions, null = batches.captions.conditions(shown), batches.captions.null
 
     def draw_sheet(model: nn.Module, step: int) -> None:
         save_sheet(sample(model, conditions, config.shape, null), out / f"samples-{step:06d}.png")
@@ -125,11 +117,8 @@ def make_batches(data: ImageData, config: ImageTraining, device: torch.device) -
         raise ConfigError(f"The training set has no style {absent[0]!r}, only {have}: prepare it with that style")
     counts = {s: data.styles.count(s) for s in set(data.styles)}
     chances = torch.tensor([config.styles.get(s, 0.0) / counts[s] for s in data.styles])
-    every = torch.arange(len(data.captions))
-    states = torch.cat([data.states(part, config.text_length).states.half() for part in every.split(1024)])
-    tokens = (data.offsets[1:] - data.offsets[:-1]).clamp(max=config.text_length)
-    tensors = (resized(data.pictures, config.shape[-1]), chances, data.captions_of(), states, tokens)
-    return Batches(*(tensor.to(device) for tensor in tensors))
+    captions = CaptionTable.of(data, data.captions_of(), config.text_length, device)
+    return Batches(resized(data.pictures, config.shape[-1]).to(device), chances.to(device), captions)
 
 
 def resized(pictures: Tensor, size: int) -> Tensor:
@@ -141,16 +130,6 @@ def resized(pictures: Tensor, size: int) -> Tensor:
         raise ConfigError(f"The training set is {side} px, the model {size} px: prepare it with --size {size}")
     parts = [F.avg_pool2d(part.float(), side // size).round().to(torch.uint8) for part in pictures.split(256)]
     return torch.cat(parts)
-
-
-def sheet_captions(data: ImageData, config: ImageTraining, count: int = 32) -> Tensor:
-    """Caption indices for the sheet: those that the configuration names, or some spread evenly over the data."""
-    if not config.sheet:
-        return torch.linspace(1, len(data.captions) - 1, min(count, len(data.captions) - 1)).long()
-    where = {text: k for k, text in reversed(list(enumerate(data.captions)))}
-    if absent := [text for text in config.sheet if text not in where]:
-        raise ConfigError(f"sheet: the training set has no caption {absent[0]!r}; sheets show captions of the data")
-    return torch.tensor([where[text] for text in config.sheet])
 
 
 def save_sheet(pictures: Tensor, path: Path, columns: int = 8) -> None:
@@ -168,9 +147,7 @@ def export_state(
     facts: Mapping[str, Any] = MappingProxyType({}),
 ) -> Path:
     """Write the model folder of the averaged weights of a training state."""
-    with averaged(state) as network:
-        weights = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
-    return export(weights, config, out, log, facts)
+    return export(averaged_weights(state), config, out, log, facts)
 
 
 def export(

@@ -23,11 +23,13 @@ def export_folder(
     out: Path,
     extra: Callable[[Path], None] | None = None,
     log: Path | None = None,
+    **saving: Any,
 ) -> Path:
     """Write `out`: `part`/ with the weights in float16, suite.json with `facts`, loss.csv, and what `extra` adds.
 
     `network` is of the class to save, its weights are replaced; `extra(folder)` writes further files into the folder
-    while it is made. An existing folder keeps its other files. Raises ConfigError when weights do not fit float16.
+    while it is made; `saving` goes to diffusers' `save_pretrained`. An existing folder keeps its other files. Raises
+    ConfigError when weights do not fit float16.
     """
     for name, value in weights.items():
         if value.is_floating_point() and not torch.isfinite(value.half()).all():
@@ -35,7 +37,7 @@ def export_folder(
     network.load_state_dict(weights)
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    network.half().save_pretrained(partial / part, safe_serialization=True)  # pyright: ignore[reportCallIssue]
+    network.half().save_pretrained(partial / part, safe_serialization=True, **saving)  # pyright: ignore[reportCallIssue]
     (partial / "suite.json").write_text(json.dumps(facts, indent=2) + "\n")
     if extra:
         extra(partial)
@@ -51,10 +53,13 @@ def export_folder(
     return out
 
 
-def write_pipeline(folder: Path, pipeline: str, absent: tuple[str, ...], part: str, network: str) -> None:
+def write_pipeline(
+    folder: Path, pipeline: str, absent: tuple[str, ...], part: str, network: str, **scheduling: Any
+) -> None:
     """model_index.json and scheduler/ of an x0-predicting flow model, so that diffusers' `pipeline` opens the folder.
 
-    The parts in `absent` are not in it: pass them as None, and prompts as `prompt_embeds`.
+    The parts in `absent` are not in it: pass them as None, and prompts as `prompt_embeds`. `scheduling` are further
+    settings of its scheduler.
     """
     import diffusers
 
@@ -64,6 +69,10 @@ def write_pipeline(folder: Path, pipeline: str, absent: tuple[str, ...], part: s
     index[part] = ["diffusers", network]
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
     scheduler = diffusers.DPMSolverMultistepScheduler(
-        prediction_type="sample", use_flow_sigmas=True, algorithm_type="dpmsolver++", final_sigmas_type="zero"
+        prediction_type="sample",
+        use_flow_sigmas=True,
+        algorithm_type="dpmsolver++",
+        final_sigmas_type="zero",
+        **scheduling,
     )
     scheduler.save_config(folder / "scheduler")

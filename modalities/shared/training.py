@@ -188,6 +188,12 @@ def averaged(state: TrainState) -> Iterator[nn.Module]:
         state.network.train(training)
 
 
+def averaged_weights(state: TrainState) -> dict[str, Tensor]:
+    """The averaged weights, copied to the CPU, with the names that the network itself has for them."""
+    with averaged(state) as network:
+        return {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
+
+
 def generator_for(seed: int, step: int, device: torch.device, process: int = 0) -> torch.Generator:
     """The random stream of one step of one process."""
     mixed = int.from_bytes(hashlib.blake2b(f"{seed}/{step}/{process}".encode(), digest_size=7).digest(), "big")

@@ -102,4 +102,4 @@ def _keeps_its_side(mesh: Trimesh, vertices: Tensor) -> bool:
     """Whether the moved mesh is as closed as it was and its normals still point outward."""
     after = mesh.copy()
     after.vertices = vertices.double().numpy()
-    return after.is_watertight >= mesh.is_watertight and after.volume > 0
+    return bool(after.is_watertight >= mesh.is_watertight and after.volume > 0)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from suite.errors import ConfigError
 from suite.modalities.image.config import ImageTraining
 from suite.modalities.image.training import EXPORT, build, export_state, resized, save_sheet
+from suite.modalities.shared.caption_table import CaptionTable, named_captions
 from suite.modalities.shared.flow import flow_loss, sample
 from suite.modalities.shared.text_encoder import TokenStates
 from suite.modalities.shared.training import train as run_training
@@ -35,6 +36,8 @@ class ViewTraining(ImageTraining):
     start: str = ""
 
 
+SHEET = 4
+"""Captions on a sheet, if the configuration names none."""
 FACTS = {"modality": "3d", "camera": "token"}
 """What suite.json says of such a model besides what it says of an image model."""
 
@@ -43,35 +46,29 @@ FACTS = {"modality": "3d", "camera": "token"}
 class ViewBatches:
     """Training data on its device: draws an object, a view, and a caption, which it drops for guidance.
 
-    `pictures` uint8 [N, V, 3, S, S]; `cameras` [N, V, 2]; `captions` int64 [N, K] into `states` float16 [C, L, 384]
-    and `tokens` int64 [C]; caption 0 is the null condition.
+    `pictures` uint8 [N, V, 3, S, S]; `cameras` [N, V, 2].
     """
 
     pictures: Tensor
     cameras: Tensor
-    captions: Tensor
-    states: Tensor
-    tokens: Tensor
+    captions: CaptionTable
 
     def draw(self, batch: int, dropout: float, rng: torch.Generator) -> tuple[Tensor, TokenStates]:
         """x0 [B, 3, S, S] float32 in [-1, 1], and the states of caption and camera."""
         device, (objects, count) = self.pictures.device, self.pictures.shape[:2]
         index = torch.randint(objects, (batch,), device=device, generator=rng)
         view = torch.randint(count, (batch,), device=device, generator=rng)
-        choice = torch.randint(self.captions.shape[1], (batch,), device=device, generator=rng)
-        dropped = torch.rand(batch, device=device, generator=rng) < dropout
+        caption = self.captions.draw(index, dropout, rng)
         mirrored = torch.rand(batch, device=device, generator=rng) < 0.5
         x0 = self.pictures[index, view].float() / 127.5 - 1
         x0 = torch.where(mirrored[:, None, None, None], x0.flip(-1), x0)
         azimuth, elevation = self.cameras[index, view].unbind(-1)
         cameras = Cameras(torch.where(mirrored, -azimuth, azimuth), elevation)
-        return x0, self.conditions(self.captions[index, choice].masked_fill(dropped, 0), cameras)
+        return x0, self.conditions(caption, cameras)
 
     def conditions(self, caption: Tensor, cameras: Cameras) -> TokenStates:
         """Token states of these captions, each seen from its camera."""
-        position = torch.arange(self.states.shape[1], device=caption.device)
-        mask = (position < self.tokens[caption][:, None]).float()
-        return with_camera(TokenStates(self.states[caption].float(), mask), cameras)
+        return with_camera(self.captions.conditions(caption), cameras)
 
 
 def train(
@@ -126,22 +123,17 @@ def begin_with(network: nn.Module, config: ViewTraining) -> None:
 def make_batches(data: ViewData, config: ImageTraining, device: torch.device) -> ViewBatches:
     """Views at the model's size and all captions, on `device`."""
     flat = resized(data.pictures.flatten(0, 1), config.shape[-1])
-    every = torch.arange(len(data.captions))
-    states = torch.cat([data.states(part, config.text_length).states.half() for part in every.split(1024)])
-    tokens = (data.offsets[1:] - data.offsets[:-1]).clamp(max=config.text_length)
-    tensors = (flat.view(*data.pictures.shape[:2], *flat.shape[1:]), data.cameras, data.captions_of(), states, tokens)
-    return ViewBatches(*(tensor.to(device) for tensor in tensors))
+    pictures = flat.view(*data.pictures.shape[:2], *flat.shape[1:]).to(device)
+    captions = CaptionTable.of(data, data.captions_of(), config.text_length, device)
+    return ViewBatches(pictures, data.cameras.to(device), captions)
 
 
 def sheet_conditions(
     data: ViewData, config: ImageTraining, batches: ViewBatches, device: torch.device, sides: int = 8
 ) -> tuple[TokenStates, TokenStates]:
     """Conditions of each caption of the configuration's `sheet` from `sides` azimuths, and the same without words."""
-    where = {text: k for k, text in reversed(list(enumerate(data.captions)))}
-    wanted = config.sheet or tuple(data.captions[1 :: max(1, len(data.captions) // 4)][:4])
-    if absent := [text for text in wanted if text not in where]:
-        raise ConfigError(f"sheet: the training set has no caption {absent[0]!r}; sheets show captions of the data")
-    caption = torch.tensor([where[text] for text in wanted], device=device).repeat_interleave(sides)
-    azimuth = (torch.arange(sides, device=device) * (2 * math.pi / sides)).repeat(len(wanted))
+    shown = named_captions(data.captions, config.sheet, SHEET).to(device)
+    caption = shown.repeat_interleave(sides)
+    azimuth = (torch.arange(sides, device=device) * (2 * math.pi / sides)).repeat(len(shown))
     cameras = Cameras(azimuth, torch.full_like(azimuth, math.radians(20)))
     return batches.conditions(caption, cameras), batches.conditions(torch.zeros_like(caption), cameras)

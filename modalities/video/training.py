@@ -9,9 +9,6 @@ half-precision averaged weights.
 from __future__ import annotations
 
 import itertools
-import json
-import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +21,11 @@ from torch import Tensor, nn
 
 from suite.errors import ConfigError
 from suite.modalities.image.sheet import sheet
+from suite.modalities.shared.caption_table import CaptionTable, named_captions
+from suite.modalities.shared.export import export_folder, write_pipeline
 from suite.modalities.shared.flow import drawn_times
 from suite.modalities.shared.text_encoder import TokenStates
-from suite.modalities.shared.training import TrainState, averaged
+from suite.modalities.shared.training import TrainState, averaged_weights
 from suite.modalities.shared.training import train as run_training
 from suite.modalities.video.config import VideoTraining, read
 from suite.modalities.video.data import VideoData, load
@@ -36,6 +35,8 @@ from suite.models import open_folder
 
 EXPORT = "model"
 """Sub-folder of a run that gets the finished model."""
+SHEET = 8
+"""Captions on a sheet, if the configuration names none."""
 CLASS = "LatteTransformer3DModel"
 NETWORK = "transformer"
 SHARD = "13MB"
@@ -46,31 +47,21 @@ SHARD = "13MB"
 class Batches:
     """Training data on its device: draws clips and a caption each, rolls them, and drops captions for guidance.
 
-    `clips` uint8 [N, F, 4, S, S]; `captions` int64 [N, K] into `states` float16 [C, L, 384] and `tokens` int64 [C];
-    caption 0 is the null condition.
+    `clips` uint8 [N, F, 4, S, S].
     """
 
     clips: Tensor
-    captions: Tensor
-    states: Tensor
-    tokens: Tensor
+    captions: CaptionTable
 
     def draw(self, batch: int, dropout: float, rng: torch.Generator) -> tuple[Tensor, TokenStates]:
         """Clips [B, 4, F, S, S] float32 in [-1, 1], and the captions' states."""
         device, frames = self.clips.device, self.clips.shape[1]
         index = torch.randint(len(self.clips), (batch,), device=device, generator=rng)
-        choice = torch.randint(self.captions.shape[1], (batch,), device=device, generator=rng)
-        caption = self.captions[index, choice]
-        dropped = torch.rand(batch, device=device, generator=rng) < dropout
+        caption = self.captions.draw(index, dropout, rng)
         first = torch.randint(frames, (batch, 1), device=device, generator=rng)
         order = (first + torch.arange(frames, device=device)) % frames
         clips = self.clips[index[:, None], order].float() / 127.5 - 1
-        return clips.transpose(1, 2), self.conditions(caption.masked_fill(dropped, 0))
-
-    def conditions(self, caption: Tensor) -> TokenStates:
-        """Token states of these captions."""
-        position = torch.arange(self.states.shape[1], device=caption.device)
-        return TokenStates(self.states[caption].float(), (position < self.tokens[caption][:, None]).float())
+        return clips.transpose(1, 2), self.captions.conditions(caption)
 
 
 def train(
@@ -93,8 +84,8 @@ def train(
         begin_with_image(network, weights_of(config.start))
     device = Accelerator(cpu=not torch.cuda.is_available()).device
     batches = make_batches(clips, config, device)
-    conditions = batches.conditions(sheet_captions(clips, config).to(device))
-    null = batches.conditions(torch.zeros(1, dtype=torch.long, device=device))
+    shown = named_captions(clips.captions, config.sheet, SHEET).to(device)
+    conditions, null = batches.captions.conditions(shown), batches.captions.null
 
     def draw_sheet(model: nn.Module, step: int) -> None:
         save_sheet(sample(model, conditions, config, null), out / f"samples-{step:06d}.png")
@@ -133,10 +124,8 @@ def make_batches(data: VideoData, config: VideoTraining, device: torch.device) -
     have, want = list(data.clips.shape[1:]), [config.clip[i] for i in (1, 0, 2, 3)]
     if have != want:
         raise ConfigError(f"The training set has clips of [frames, channels, height, width] {have}, the model {want}")
-    every = torch.arange(len(data.captions))
-    states = torch.cat([data.states(part, config.text_length).states.half() for part in every.split(1024)])
-    tokens = (data.offsets[1:] - data.offsets[:-1]).clamp(max=config.text_length)
-    return Batches(*(tensor.to(device) for tensor in (data.clips, data.captions_of(), states, tokens)))
+    captions = CaptionTable.of(data, data.captions_of(), config.text_length, device)
+    return Batches(data.clips.to(device), captions)
 
 
 def flow_loss(batches: Batches, config: VideoTraining) -> Callable[[nn.Module, torch.Generator], Tensor]:
@@ -154,16 +143,6 @@ def flow_loss(batches: Batches, config: VideoTraining) -> Callable[[nn.Module, t
         return (error / at.clamp(min=config.time_floor)).square().mean()
 
     return loss
-
-
-def sheet_captions(data: VideoData, config: VideoTraining, count: int = 8) -> Tensor:
-    """Caption indices for the sheet: those that the configuration names, or some spread evenly over the data."""
-    if not config.sheet:
-        return torch.linspace(1, len(data.captions) - 1, min(count, len(data.captions) - 1)).long()
-    where = {text: k for k, text in reversed(list(enumerate(data.captions)))}
-    if absent := [text for text in config.sheet if text not in where]:
-        raise ConfigError(f"sheet: the training set has no caption {absent[0]!r}; sheets show captions of the data")
-    return torch.tensor([where[text] for text in config.sheet])
 
 
 def sample(
@@ -203,9 +182,7 @@ def save_sheet(clips: Tensor, path: Path, columns: int = 8) -> None:
 
 def export_state(state: TrainState, config: VideoTraining, out: Path, log: Path | None = None) -> Path:
     """`export` of the averaged weights of a training state."""
-    with averaged(state) as network:
-        weights = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
-    return export(weights, config, out, log)
+    return export(averaged_weights(state), config, out, log)
 
 
 def export(weights: Mapping[str, Tensor], config: VideoTraining, out: Path, log: Path | None = None) -> Path:
@@ -213,51 +190,20 @@ def export(weights: Mapping[str, Tensor], config: VideoTraining, out: Path, log:
 
     An existing folder keeps its other files. Raises ConfigError when weights do not fit float16.
     """
-    for name, value in weights.items():
-        if value.is_floating_point() and not torch.isfinite(value.half()).all():
-            raise ConfigError(f"{name} has values that float16 cannot hold: the run diverged, so there is no model")
-    network = build(config)
-    network.load_state_dict(weights)
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    network.half().save_pretrained(  # pyright: ignore[reportCallIssue]
-        partial / NETWORK, safe_serialization=True, max_shard_size=SHARD
+    return export_folder(
+        build(config), weights, NETWORK, description(config), out, extra_files, log, max_shard_size=SHARD
     )
-    (partial / "suite.json").write_text(json.dumps(description(config), indent=2) + "\n")
-    write_pipeline(partial)
-    if log is not None and log.is_file():
-        shutil.copy(log, partial / "loss.csv")
-    out.mkdir(parents=True, exist_ok=True)
-    for item in sorted(partial.iterdir()):
-        target = out / item.name
-        if target.is_dir():
-            shutil.rmtree(target)
-        os.replace(item, target)
-    partial.rmdir()
-    return out
 
 
-def write_pipeline(folder: Path) -> None:
-    """model_index.json and scheduler/, so that diffusers' LattePipeline opens the folder.
+def extra_files(folder: Path) -> None:
+    """What diffusers' LattePipeline needs to open the folder.
 
     There are no text encoder, tokenizer and VAE in it: pass them as None, and prompts as `prompt_embeds` without
     padding, because that pipeline passes no mask on.
     """
-    import diffusers
-
-    index: dict[str, Any] = {"_class_name": "LattePipeline", "_diffusers_version": diffusers.__version__}
-    index |= {part: [None, None] for part in ("tokenizer", "text_encoder", "vae")}
-    index["scheduler"] = ["diffusers", "DPMSolverMultistepScheduler"]
-    index[NETWORK] = ["diffusers", CLASS]
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-    scheduler = diffusers.DPMSolverMultistepScheduler(
-        prediction_type="sample",
-        use_flow_sigmas=True,
-        algorithm_type="dpmsolver++",
-        final_sigmas_type="zero",
-        variance_type="learned",  # else that pipeline takes half of the channels for variances; else unused here
-    )
-    scheduler.save_config(folder / "scheduler")
+    absent = ("tokenizer", "text_encoder", "vae")
+    # Unless variances are learned, that pipeline takes half of the channels for them; they are unused here.
+    write_pipeline(folder, "LattePipeline", absent, NETWORK, CLASS, variance_type="learned")
 
 
 def description(config: VideoTraining) -> dict[str, Any]:

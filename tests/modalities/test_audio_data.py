@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from suite.errors import ConfigError
+from suite.modalities.shared.caption_table import named_captions
 from suite.modalities.shared.text_encoder import TokenStates
 from suite.modalities.shared.training import TrainOptions
 
@@ -203,7 +204,7 @@ def test_draws_follow_the_shares(shipped):
     assert share == pytest.approx(0.75, abs=0.03)
     x0, text = batches.draw(8, 1.0, rng)
     assert x0.shape == (8, *config.shape) and x0.abs().max() <= 1
-    assert torch.equal(text.states, batches.conditions(torch.zeros(8, dtype=torch.long)).states)
+    assert torch.equal(text.states, batches.captions.conditions(torch.zeros(8, dtype=torch.long)).states)
     with pytest.raises(ConfigError, match="no group 'whales'"):
         training.make_batches(shipped, replace(config, shares={"whales": 1.0}), torch.device("cpu"))
 
@@ -253,9 +254,9 @@ def test_wrong_recipes_are_refused(changes, message):
 
 def test_sheets_show_captions_of_the_data(shipped):
     config = AudioTraining("x", SMALL, sheet=(shipped.texts[2],))
-    assert training.sheet_captions(shipped, config).tolist() == [2]
+    assert named_captions(shipped.texts, config.sheet, 16).tolist() == [2]
     with pytest.raises(ConfigError, match="has no caption 'a whale'"):
-        training.sheet_captions(shipped, replace(config, sheet=("a whale",)))
+        named_captions(shipped.texts, ("a whale",), 16)
 
 
 def test_prepare_asks_for_a_size_of_one_or_more():

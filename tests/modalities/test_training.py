@@ -17,9 +17,10 @@ from suite.errors import ConfigError
 from suite.modalities.image import training as image_training
 from suite.modalities.image.config import ImageTraining, read
 from suite.modalities.image.data import load
-from suite.modalities.image.training import make_batches, resized, sheet_captions
+from suite.modalities.image.training import make_batches, resized
 from suite.modalities.shared import checkpoint
 from suite.modalities.shared.attention import attention, attention_for
+from suite.modalities.shared.caption_table import named_captions
 from suite.modalities.shared.checkpoint import latest
 from suite.modalities.shared.flow import assign
 from suite.modalities.shared.training import TrainOptions, averaged, begin, generator_for, learning_rate, train
@@ -295,7 +296,7 @@ def test_style_and_size_must_be_in_the_data(samples):
     with pytest.raises(ConfigError, match="prepare it with --size 48"):
         resized(samples.pictures, 48)
     with pytest.raises(ConfigError, match="no caption 'nothing'"):
-        sheet_captions(samples, small(sheet=("nothing",)))
+        named_captions(samples.captions, ("nothing",), 8)
 
 
 @pytest.mark.parametrize("network", ["transformer", "unet"])

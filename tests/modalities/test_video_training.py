@@ -12,6 +12,7 @@ pytest.importorskip("diffusers", reason="the extra `video` is not installed")
 
 from suite import Engine
 from suite.errors import ConfigError
+from suite.modalities.shared.caption_table import named_captions
 from suite.modalities.video import training
 from suite.modalities.video.config import VideoTraining, read
 from suite.modalities.video.data import load
@@ -138,7 +139,7 @@ def test_wrong_clips_and_settings_are_errors(data):
     with pytest.raises(ConfigError, match=r"model\.video_length is 3"):
         training.build(read(SHIPPED, ["model.video_length=3"]))
     with pytest.raises(ConfigError, match="no caption 'a purple cow'"):
-        training.sheet_captions(data, read(SHIPPED, ["sheet=[a purple cow]"]))
+        named_captions(data.captions, ("a purple cow",), 8)
 
 
 def test_a_short_run_gives_a_model_that_generates(tmp_path: Path):
