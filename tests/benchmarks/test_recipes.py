@@ -1,6 +1,6 @@
 """What the shipped recipes cost and give in every modality: the numbers of docs/benchmarks/recipes.md.
 
-SUITE_BENCH_COUNT and SUITE_BENCH_ROUNDS make it shorter; a full run takes hours on two cores.
+SUITE_BENCH_COUNT, SUITE_BENCH_ROUNDS and SUITE_BENCH_RECIPES (reference first) make it shorter; a full run takes hours on two cores.
 """
 
 import os
@@ -20,6 +20,7 @@ pytestmark = pytest.mark.bench
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 COUNT = int(os.environ.get("SUITE_BENCH_COUNT", "1000"))
 ROUNDS = int(os.environ.get("SUITE_BENCH_ROUNDS", "5"))
+RECIPES = os.environ.get("SUITE_BENCH_RECIPES", "reference,quality,balanced,fast").split(",")
 OTHER_SEEDS = 10_000
 """First seed of the second run of `reference`: how far apart two runs are that differ in nothing else."""
 
@@ -37,7 +38,7 @@ class Case:
     modality: str
     prompts: str
     metrics: dict[str, int]
-    recipes: Sequence[str] = ("reference", "quality", "balanced", "fast")
+    recipes: Sequence[str] = tuple(RECIPES)
     batch: int = 8
     model: str | None = None
 
