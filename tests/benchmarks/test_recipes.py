@@ -1,6 +1,7 @@
 """What the shipped recipes cost and give in every modality: the numbers of docs/benchmarks/recipes.md.
 
-SUITE_BENCH_COUNT, SUITE_BENCH_ROUNDS and SUITE_BENCH_RECIPES (reference first) make it shorter; a full run takes hours on two cores.
+SUITE_BENCH_COUNT, SUITE_BENCH_ROUNDS and SUITE_BENCH_RECIPES (reference first) make it shorter; a full run takes hours on
+two cores.
 """
 
 import os
