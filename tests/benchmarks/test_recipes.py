@@ -1,7 +1,6 @@
 """What the shipped recipes cost and give in every modality: the numbers of docs/benchmarks/recipes.md.
 
-SUITE_BENCH_COUNT, SUITE_BENCH_ROUNDS and SUITE_BENCH_RECIPES (reference first) make it shorter; a full run takes hours on
-two cores.
+SUITE_BENCH_COUNT, SUITE_BENCH_ROUNDS and SUITE_BENCH_RECIPES (reference first) make it shorter; a full run takes hours.
 """
 
 import os
