@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from suite.network import Network
     from suite.run import Run
 
-KINDS = ("attention", "cross_attention", "mlp")
+KINDS = ("attention", "cross_attention", "temporal_attention", "mlp")
 UNIT = "attention and MLP calls reused"
 
 
@@ -34,7 +34,7 @@ class FORA(Plugin):
     Args:
         interval: N; 1 computes everything.
         last: final steps that are always computed.
-        kinds: which parts, `attention`, `cross_attention` and `mlp`.
+        kinds: which parts, `attention`, `cross_attention`, `temporal_attention` (over frames) and `mlp`.
 
     Raises:
         ConfigError: from the hook, if the network has no part of these kinds.

@@ -28,6 +28,7 @@ def test_loads(name: str) -> None:
 EXPECTED = {
     "perflow-solver_is_finite_at_both_ends": "its lines are extrapolated over a whole window, and bounded only for a "
     "network that was distilled to be straight there; the kit's is not",
+    "t-gate-wrap_keeps_branches_apart": "what it keeps is the mean over the branches, by definition",
 }
 
 
