@@ -70,13 +70,14 @@ class _Ranges:
                 kept = self.outputs.find(name, self.anchor)
                 self.entered, self.delta = states, kept.output if kept else None
                 self.reused[name] += kept is not None
-                if kept:
-                    states = tuple(_sum(s, d) for s, d in zip(states, kept.output, strict=True))
             assert self.entered is not None
             self.following = index + 1
             if self.delta is not None:
-                # The first block of the range gives its end; the others hand it on.
                 self.skipped += 1
+                # At the last block only: what a network adds between blocks (Latte's positions in time) is in the
+                # delta already.
+                if index == blocks[-1]:
+                    states = tuple(_sum(s, d) for s, d in zip(self.entered, self.delta, strict=True))
                 output = as_output(states)
             else:
                 output = forward(*args, **kwargs)
