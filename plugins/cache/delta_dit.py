@@ -156,6 +156,8 @@ class DeltaDiT(Plugin):
     paper = "Delta-DiT (2406.01125), section 4"
     effects = frozenset({"block-outputs", "step-reuse", "counts-steps"})
     noop_options: ClassVar[dict[str, Any]] = {"interval": 1}
+    # An odd number ends in the shape in which it begins, also where blocks over space and over time take turns.
+    acting_options: ClassVar[dict[str, Any]] = {"blocks": 3}
 
     def __post_init__(self) -> None:
         if self.interval < 1:

@@ -47,6 +47,9 @@ PLUGINS = [
 SHAPES = {
     ("first-block", "emoji-unet-32"): "nested in the stages of a U-Net",
     ("first-block", "motion-64"): "their difference is not a residual",
+    ("delta-dit", "emoji-unet-32"): "nested in the stages of a U-Net",
+    **{("deepcache", name): "looked for a U-Net" for _, name in MODELS if name != "emoji-unet-32"},
+    **{("t-gate", name): "looked for cross_attention" for name in ("gloss-masked", "gloss-continuous")},
 }
 
 
