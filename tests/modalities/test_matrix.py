@@ -49,6 +49,7 @@ SHAPES = {
     ("first-block", "motion-64"): "their difference is not a residual",
     ("delta-dit", "emoji-unet-32"): "nested in the stages of a U-Net",
     **{("deepcache", name): "looked for a U-Net" for _, name in MODELS if name != "emoji-unet-32"},
+    **{("diffusers-cache", name): "diffusers' hook does not fit" for name in ("gloss-masked", "gloss-continuous")},
     **{("t-gate", name): "looked for cross_attention" for name in ("gloss-masked", "gloss-continuous")},
 }
 
