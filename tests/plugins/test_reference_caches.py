@@ -12,6 +12,7 @@ import torch
 
 from suite.errors import ConfigError
 from suite.plugin import build
+from suite.plugins.cache.cache_dit import CacheDiT
 from suite.plugins.cache.diffusers_cache import DiffusersCache
 from suite.plugins.cache.first_block import FirstBlock
 from suite.plugins.cache.fora import FORA
@@ -109,6 +110,70 @@ def test_first_block_of_theirs_fails_where_ours_does_not_or_says_why(name: str) 
         setup.cached(DiffusersCache("first-block", threshold=0.3))
     if name == "sd3":
         assert setup.cached(FirstBlock(0.3))[1].did > 0
+
+
+# ---- cache-dit ----------------------------------------------------------------------------------
+
+
+def cache_dit(threshold: float, **options: Any) -> CacheDiT:
+    pytest.importorskip("cache_dit", reason="cache-dit is not installed (extra `caches`)")
+    return CacheDiT(threshold, **{"warmup": 1, **options})
+
+
+@pytest.mark.parametrize("name", ["pixart", "sd3", "wan", "cogvideox", "stable-audio"])
+@pytest.mark.parametrize("threshold", [0.12, 0.3])
+def test_first_block_is_dbcache_with_one_block_in_front(name: str, threshold: float) -> None:
+    """Bit for bit, for one sample: SD3's text too, which diffusers' own hook cannot take."""
+    setup = Setup(name, steps=12)
+    theirs, other = setup.cached(cache_dit(threshold))
+    ours, report = setup.cached(FirstBlock(threshold))
+    assert torch.equal(ours, theirs) and other.did == sum(report.facts["hits"])
+
+
+def test_dbcache_treats_each_list_of_blocks_apart() -> None:
+    """Flux has two lists: theirs keeps a first block of each, ours one of all."""
+    setup = Setup("flux", steps=12)
+    theirs, ours = setup.cached(cache_dit(0.3)), setup.cached(FirstBlock(0.3))
+    assert theirs[1].did > 0 and ours[1].did > 0 and not torch.equal(theirs[0], ours[0])
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_dbcache_with_branches_and_two_evaluations(batched: bool) -> None:
+    """It counts calls, so each branch and evaluation has a cache of its own; nothing of them is left."""
+    setup = Setup("pixart", steps=8, guidance=3.0, solver="heun", batched=batched)
+    before = {n: (set(p.__dict__), list(p._modules)) for n, p in setup.module.named_modules()}
+    one, two = (setup.cached(cache_dit(0.3)) for _ in range(2))
+    assert torch.equal(one[0], two[0]) and one[1] == two[1]
+    assert len(one[1].facts["skipped"]) == (2 if batched else 4) and min(one[1].facts["skipped"]) > 0
+    assert {n: (set(p.__dict__), list(p._modules)) for n, p in setup.module.named_modules()} == before
+
+
+def test_dbcache_with_blocks_at_the_end() -> None:
+    """With a last block that always runs the picture is another, and fewer blocks are skipped."""
+    setup = Setup("pixart", steps=12)
+    with _tiny.counting(setup.network, "block") as seen:
+        out, report = setup.cached(cache_dit(0.3, front=1, back=1))
+    assert list(seen.calls.values()) == [12, 12 - report.did, 12] and report.did > 0
+    assert report.facts["skipped_share"] == pytest.approx(report.did / 36)
+    assert not torch.equal(out, setup.cached(FirstBlock(0.3))[0])
+
+
+@pytest.mark.parametrize(("network", "options", "message"), [
+    ("dit", {}, r"reads more of them than their output.*norm1.*--cache fora"),
+    ("unet", {}, "cache-dit looked for one chain of blocks"),
+    ("masked-lm", {}, "cache-dit does not find the blocks of ModernBertForMaskedLM"),
+    ("pixart", {"front": 2, "back": 1}, r"front \+ back = 3: expected less than 3"),
+])  # fmt: skip
+def test_networks_that_dbcache_does_not_serve(network: str, options: dict[str, int], message: str) -> None:
+    setup = Setup(network)
+    with pytest.raises(ConfigError, match=message):
+        setup.cached(cache_dit(0.3, **options))
+
+
+def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cache_dit", None)
+    with pytest.raises(ConfigError, match=r"cache-dit, which is not installed. Type: pip install cache-dit; or take"):
+        CacheDiT().cache(Setup("pixart").network, RUN)
 
 
 # ---- pab ----------------------------------------------------------------------------------------
@@ -219,3 +284,12 @@ def test_networks_that_they_do_not_know(name: Any, network: str, message: str) -
 def test_bad_options(options: dict[str, str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build(DiffusersCache, options, name="diffusers-cache")
+
+
+@pytest.mark.parametrize(
+    "options", [{"threshold": "-1"}, {"front": "0"}, {"back": "-1"}, {"max_consecutive": "0"}], ids=str
+)
+def test_bad_options_of_dbcache(options: dict[str, str]) -> None:
+    ((name, value),) = options.items()
+    with pytest.raises(ConfigError, match=rf"cache-dit: {name} = {value}(\.0)?: expected at least"):
+        build(CacheDiT, options, name="cache-dit")
