@@ -199,7 +199,10 @@ class CacheDiT(Plugin):
             did = sum(library.skipped())
             share = did / max(1, library.calls) * (1 - (self.front + self.back) * len(lists) / len(refs))
             facts = {"calls": library.calls, "skipped_share": share, "skipped": library.skipped()}
-            return WrapReport(did, UNIT, facts, "" if did else f"no call of {library.calls} was near enough; raise it")
+            reason = f"none of {library.calls} calls was within threshold = {self.threshold:g}; raise it"
+            if not library.calls:
+                reason = "this model's parts are called one by one, and never the network's forward, which it replaces"
+            return WrapReport(did, UNIT, facts, "" if did else reason)
 
         return Wrap(report=report, network=install, undo=undo)
 

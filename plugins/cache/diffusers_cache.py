@@ -15,8 +15,10 @@ from suite.plugins.cache._shared import found
 from suite.wrap import Wrap, WrapReport
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
+    from suite.call import Call
+    from suite.denoiser import Cond, Denoiser
     from suite.network import Network
     from suite.run import Run
 
@@ -76,29 +78,31 @@ class _Hooks:
 
         return run
 
-    def root(self, forward: Callable[..., Any]) -> Callable[..., Any]:
-        """The network: tells the hooks which branch and evaluation this is, which they cannot know."""
+    def during(self, call: Call, evaluate: Callable[[], Any]) -> Any:
+        """Evaluate, while the hooks are told which branch and evaluation this is, which they cannot know.
+
+        Raises:
+            ConfigError: a hook does not fit what it got.
+        """
         from diffusers.models.cache_utils import CacheMixin
 
-        hooks = [hook for hook in self._hooked() if hasattr(hook, "state")]
+        mine = self.states.setdefault((call.branch, call.evaluation), {})
+        for index, hook in enumerate(h for h in self._hooked() if hasattr(h, "state")):
+            hook.state = mine.setdefault(index, type(hook.state)())
+        try:
+            with CacheMixin.cache_context(self.module, f"{call.branch}/{call.evaluation}"):  # pyright: ignore[reportArgumentType]
+                return evaluate()
+        except Exception as error:
+            if not _raised_by_hooks(error):
+                raise
+            raise ConfigError(
+                f"{self.title}: diffusers' hook does not fit {type(self.module).__name__}: "
+                f"{type(error).__name__}: {error}; {OTHERWISE}"
+            ) from error
 
-        def run(*args: Any, **kwargs: Any) -> Any:
-            call = active_call()
-            mine = self.states.setdefault((call.branch, call.evaluation), {})
-            for index, hook in enumerate(hooks):
-                hook.state = mine.setdefault(index, type(hook.state)())
-            try:
-                with CacheMixin.cache_context(self.module, f"{call.branch}/{call.evaluation}"):  # pyright: ignore[reportArgumentType]
-                    return forward(*args, **kwargs)
-            except Exception as error:
-                if not _raised_by_hooks(error):
-                    raise
-                raise ConfigError(
-                    f"{self.title}: diffusers' hook does not fit {type(self.module).__name__}: "
-                    f"{type(error).__name__}: {error}; {OTHERWISE}"
-                ) from error
-
-        return run
+    def root(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        """The network's forward."""
+        return lambda *args, **kwargs: self.during(active_call(), lambda: forward(*args, **kwargs))
 
     def undo(self) -> None:
         """Every forward is what it was, and no registry is left."""
@@ -109,6 +113,17 @@ class _Hooks:
             else:
                 part.forward = forward
         self.states.clear()
+
+
+@dataclass(frozen=True)
+class _Told:
+    """Also tells the hooks where a modality calls parts of the network, and never its forward."""
+
+    inner: Denoiser
+    hooks: _Hooks = field(repr=False, compare=False)
+
+    def denoise(self, x: Tensor, t: Tensor, cond: Cond, call: Call) -> Tensor:
+        return self.hooks.during(call, lambda: self.inner.denoise(x, t, cond, call))
 
 
 def _raised_by_hooks(error: BaseException) -> bool:
@@ -206,7 +221,7 @@ class DiffusersCache(Plugin):
             facts = {"name": self.name, "hooked": hooks.parts, "skipped_share": did / max(1, hooks.calls)}
             return WrapReport(did, UNIT, facts, "" if did else f"the library computed all of {hooks.calls} calls")
 
-        return Wrap(report=report, network=install, undo=undo)
+        return Wrap(report=report, network=install, denoiser=lambda inner: _Told(inner, hooks), undo=undo)
 
     def _put_in(self, module: nn.Module, network: Network, steps: int) -> None:
         from diffusers import hooks

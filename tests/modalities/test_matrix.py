@@ -48,7 +48,7 @@ SHAPES = {
     ("first-block", "emoji-unet-32"): "nested in the stages of a U-Net",
     ("first-block", "motion-64"): "their difference is not a residual",
     ("cache-dit", "emoji-unet-32"): "nested in the stages of a U-Net",
-    **{("cache-dit", name): "does not find the blocks" for name in ("gloss-masked", "gloss-continuous")},
+    **{("cache-dit", name): "never the network's forward" for name in ("gloss-masked", "gloss-continuous")},
     ("delta-dit", "emoji-unet-32"): "nested in the stages of a U-Net",
     **{("deepcache", name): "looked for a U-Net" for _, name in MODELS if name != "emoji-unet-32"},
     **{("diffusers-cache", name): "diffusers' hook does not fit" for name in ("gloss-masked", "gloss-continuous")},
