@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from math import ceil
 
 JOIN = "+"
 
@@ -43,6 +44,11 @@ class Call:
         # Spelt out: dataclasses.replace costs ten times as much, at every evaluation.
         branch = JOIN.join(branches)
         return Call(self.step, self.steps, self.t, self.next_t, self.evaluation, branch, self.run_id)
+
+
+def first_steps(share: float, steps: int) -> int:
+    """How many of a run's steps its first `share` is, rounded up: everyone who splits a run splits it alike."""
+    return ceil(share * steps - 1e-9)  # 0.3 of 10 is 3, whatever its last bit says
 
 
 _active: ContextVar[Call] = ContextVar("suite_active_call")

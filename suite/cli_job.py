@@ -70,7 +70,7 @@ class Job:
 
     def run(self) -> int:
         """Generate, save, print; returns the exit code."""
-        for warning in self.plan.warnings if is_writer() else ():
+        for warning in self.plan.warnings_for(self.negative) if is_writer() else ():
             print(f"warning: {warning}", file=sys.stderr)
         cls = self.plan.modality.load()
         values = resolve(cls.options, self.options, self.plan.modality.name)

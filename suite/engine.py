@@ -306,7 +306,10 @@ class Engine:
         denoiser = self.modality.denoiser(switched(bare, [e for w in wraps for e in w.experts]), request)
         for wrap in wraps:
             denoiser = wrap.denoiser(denoiser) if wrap.denoiser else denoiser
-        guided = Guidance(run.guidance, run.guidance_interval, tokens=noise.discrete).wrap(denoiser)
+        guidance = Guidance(run.guidance, run.guidance_interval, tokens=noise.discrete)
+        for wrap in wraps:
+            guidance = wrap.guidance(guidance) if wrap.guidance else guidance
+        guided = guidance.wrap(denoiser)
         sampler: Sampler = march
         for wrap in wraps:
             sampler = wrap.sampler(sampler) if wrap.sampler else sampler
@@ -491,7 +494,7 @@ class Engine:
             network_bytes=self.network.bytes(),
             peak_memory_bytes=peak_memory(self.device),
             plugins=plugins,
-            warnings=list(self.plan.warnings),
+            warnings=list(self.plan.warnings_for(request.negative)),
             versions=versions("efficient-diffusion-suite", "torch", "diffusers", "transformers"),
             negative=request.negative,
             options=dict(request.options),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from suite.call import Call
+from suite.call import Call, first_steps
 from suite.denoiser import Cond, Denoiser, concatenate
 from suite.errors import ConfigError
 
@@ -17,8 +17,8 @@ from suite.errors import ConfigError
 class Guidance:
     """Classifier-free guidance (Ho & Salimans 2022) in an interval (Kynkaanniemi 2024).
 
-    x0 = x0_uncond + scale (x0_cond - x0_uncond) for interval[0] <= t <= interval[1], else x0_cond.
-    scale = 1 is no guidance, and evaluates the conditional branch alone.
+    x0 = x0_uncond + scale (x0_cond - x0_uncond) for interval[0] <= t <= interval[1] in the first `share` of the
+    steps, else x0_cond. scale = 1 is no guidance, and evaluates the conditional branch alone.
 
     Attributes:
         scale: guidance scale.
@@ -26,22 +26,27 @@ class Guidance:
         batched: send both branches as one batch (one call) or as two calls.
         tokens: x0 is probabilities of tokens: the branches are combined as logarithms and normalised, so that what
             comes out are probabilities too (Schiff 2024, 2412.10193).
+        share: share of the run's steps, from the first on, in which it acts.
     """
 
     scale: float = 1.0
     interval: tuple[float, float] = (0.0, 1.0)
     batched: bool = True
     tokens: bool = False
+    share: float = 1.0
 
     def __post_init__(self) -> None:
         low, high = self.interval
         if not 0 <= low <= high <= 1:
             raise ConfigError(f"guidance interval {self.interval}: expected two increasing times in [0, 1]")
+        if not 0 <= self.share <= 1:
+            raise ConfigError(f"guidance share {self.share}: expected a share of the steps in [0, 1]")
 
-    def branches(self, t: float) -> tuple[str, ...]:
-        """The branches that are evaluated at time t."""
+    def branches(self, call: Call) -> tuple[str, ...]:
+        """The branches that are evaluated in this call."""
         low, high = self.interval
-        return ("cond", "uncond") if self.scale != 1 and low <= t <= high else ("cond",)
+        acts = self.scale != 1 and low <= call.t <= high and call.step < first_steps(self.share, call.steps)
+        return ("cond", "uncond") if acts else ("cond",)
 
     def wrap(self, inner: Denoiser) -> GuidedDenoiser:
         """The guided denoiser; its conditioning is a mapping from branch to that branch's conditioning."""
@@ -58,7 +63,7 @@ class GuidedDenoiser:
     _joined: dict[tuple[str, ...], tuple[Mapping[str, Cond], Cond]] = field(default_factory=dict, repr=False)
 
     def denoise(self, x: Tensor, t: Tensor, cond: Mapping[str, Cond], call: Call) -> Tensor:
-        branches = self.guidance.branches(call.t)
+        branches = self.guidance.branches(call)
         if len(branches) == 1:
             return self.inner.denoise(x, t, cond["cond"], call.on("cond"))
         if self.guidance.batched:

@@ -65,7 +65,7 @@ def lora(network: Network, denoiser: NetworkDenoiser, rank: int = 8, lr: float =
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise ConfigError("vsd needs peft, which is not installed. Type: pip install peft") from error
-    parts = {ref.name for ref in network.blocks("attention", "cross_attention", "mlp")}
+    parts = {ref.name for ref in network.blocks("attention", "cross_attention", "temporal_attention", "mlp")}
     targets = [
         name
         for name, layer in network.layers()

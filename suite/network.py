@@ -11,10 +11,11 @@ from functools import cache
 
 from torch import nn
 
-BLOCK, ATTENTION, CROSS, MLP, DOWN, MID, UP = (
+BLOCK, ATTENTION, CROSS, TEMPORAL, MLP, DOWN, MID, UP = (
     "block",
     "attention",
     "cross_attention",
+    "temporal_attention",
     "mlp",
     "down",
     "mid",
@@ -29,7 +30,7 @@ class BlockRef:
     Attributes:
         name: dotted path in the module.
         module: the part itself.
-        kind: block, attention, cross_attention, mlp, down, mid or up.
+        kind: block, attention, cross_attention, temporal_attention, mlp, down, mid or up.
         hidden: names of the arguments that carry the hidden state, in the order in which the forward
             returns them; empty for parts that are not blocks.
     """
@@ -85,9 +86,12 @@ def discover(module: nn.Module) -> Iterator[BlockRef]:
     """Blocks and their parts in execution order.
 
     A `block` is a member of a ModuleList that holds an attention and returns some of its arguments; `down`,
-    `mid` and `up` are the U-Net's stages; `attention` and `cross_attention` are the outermost modules of that
-    kind wherever they stand, and `mlp` those in a ModuleList. Modules that run in turns although they are kept
-    in lists of their own (a video U-Net's spatial and temporal ones) come list by list.
+    `mid` and `up` are the U-Net's stages; `attention`, `cross_attention` and `temporal_attention` are the outermost
+    modules of that kind wherever they stand, and `mlp` those in a ModuleList. Modules that run in turns although
+    they are kept in lists of their own (a video U-Net's spatial and temporal ones) come list by list.
+
+    `temporal_attention` goes from frame to frame at one place: networks that have it keep it in lists of its own.
+    Where one attention goes over space and time at once (Wan, CogVideoX) it is `attention`.
 
     Only classes and the tree are looked at, never an instance's `forward`: a wrap may have replaced it.
     """
@@ -99,7 +103,8 @@ def discover(module: nn.Module) -> Iterator[BlockRef]:
             continue
         if _is_attention(part):
             inside.append(name)
-            yield BlockRef(name, part, CROSS if _is_cross(name, part) else ATTENTION)
+            kind = CROSS if _is_cross(name, part) else TEMPORAL if _is_temporal(name) else ATTENTION
+            yield BlockRef(name, part, kind)
         elif _is_mlp(name, part):
             inside.append(name)
             yield BlockRef(name, part, MLP)
@@ -134,6 +139,12 @@ def _is_cross(name: str, part: nn.Module) -> bool:
         return bool(declared)
     query, key = (getattr(part, n, None) for n in ("query_dim", "cross_attention_dim"))
     return name.rsplit(".", 1)[-1] in ("attn2", "cross_attn") or (key is not None and key != query)
+
+
+def _is_temporal(name: str) -> bool:
+    # Of diffusers: Latte's and Stable Video's blocks, the temporal attention of 3-D U-Nets, AnimateDiff's modules.
+    lists = ("temporal_transformer_blocks", "temp_attentions", "transformer_in", "motion_modules")
+    return any(part in lists for part in name.split("."))
 
 
 def _is_mlp(name: str, part: nn.Module) -> bool:

@@ -40,6 +40,15 @@ class Plan:
     warnings: tuple[str, ...]
     allow_noop: bool = False
 
+    def warnings_for(self, negative: str) -> tuple[str, ...]:
+        """`warnings`, and those that only a request brings about: it has a negative prompt.
+
+        Raises:
+            RuleError: a rule forbids it.
+        """
+        findings = self.manager.enforce_rules(["negative-prompt"]) if negative else []
+        return tuple(dict.fromkeys([*self.warnings, *(f.message for f in findings)]))
+
 
 def make_plan(
     modality: str,

@@ -7,7 +7,7 @@ import math
 import types
 import typing
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Union
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Union
 
 if TYPE_CHECKING:
     from suite.models import ModelFolder
@@ -19,6 +19,8 @@ from suite.errors import ConfigError
 EFFECT_WORDS: dict[str, str] = {
     "weights": "replaces weights for good; the network is loaded again to undo it",
     "block-outputs": "replaces the outputs of blocks or of their parts",
+    "stage-outputs": "replaces the outputs of whole stages of a U-Net",
+    "frozen-outputs": "gives the same outputs from some step to the end of the run, however old they are",
     "denoiser-output": "replaces or forecasts the denoiser's output",
     "trajectory": "changes which states the sampler visits",
     "time-grid": "decides the times",
@@ -36,6 +38,8 @@ EFFECT_WORDS: dict[str, str] = {
     "adapter": "adds low-rank or side weights",
     "needs-deterministic-step": "is wrong with a solver that draws noise",
     "needs-fixed-grid": "needs the times before the run",
+    "ends-guidance": "leaves only the conditional branch from some step on",
+    "side-residuals": "adds residuals of another network to the stages of a U-Net",
     "needs-guidance": "acts on guidance branches",
     "stochastic-step": "draws noise during the run",
     "multistep": "carries past evaluations",
@@ -63,6 +67,7 @@ class Plugin:
     For the conformance kit alone:
         noop_options: options with which the plugin must change nothing; empty if there are none.
         acting_options: options with which a `Wrap` is sure to act on the kit's tiny network.
+        kit_network: the tiny network on which a `Wrap` is tried, `transformer` or `unet`.
         batch_tolerance: largest difference, relative to the largest output, between a sample in a batch and
             the sample alone.
     """
@@ -76,6 +81,7 @@ class Plugin:
     rules: ClassVar[tuple[Any, ...]] = ()
     noop_options: ClassVar[dict[str, Any]] = {}
     acting_options: ClassVar[dict[str, Any]] = {}
+    kit_network: ClassVar[Literal["transformer", "unet"]] = "transformer"
     batch_tolerance: ClassVar[float] = 1e-4
 
     def check(self, recipe: Recipe, folder: ModelFolder) -> None:

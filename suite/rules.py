@@ -65,8 +65,25 @@ class Finding:
         return f"{names}: {self.rule.reason} (rule {self.rule.id}; {self.rule.evidence})"
 
 
-def _rule(id: str, parts: Sequence[str], verdict: Verdict, reason: str, evidence: str) -> Rule:
-    return Rule(id, tuple(frozenset(p.split()) for p in parts), verdict, reason, evidence)
+def _rule(
+    id: str,
+    parts: Sequence[str],
+    verdict: Verdict,
+    reason: str,
+    evidence: str,
+    when: Callable[[Sequence[Member]], bool] | None = None,
+) -> Rule:
+    return Rule(id, tuple(frozenset(p.split()) for p in parts), verdict, reason, evidence, when)
+
+
+def _not_nested(chain: Sequence[Member]) -> bool:
+    """Whether two caches of block outputs are anything but one pair that may be nested.
+
+    Frozen outputs do not age, so they may stand inside of stages that are reused: the lags of both do not add up.
+    """
+    words = [m.words for m in chain if m.hook == "cache" and "block-outputs" in m.words]
+    frozen, stages = ([w for w in words if word in w] for word in ("frozen-outputs", "stage-outputs"))
+    return not (len(words) == 2 and len(frozen) == len(stages) == 1 and frozen != stages)
 
 
 BOOK: tuple[Rule, ...] = (
@@ -159,6 +176,21 @@ BOOK: tuple[Rule, ...] = (
         "library documentation",
     ),
     _rule(
+        "C25",
+        ["ends-guidance", "branch-axis"],
+        Verdict.FORBID,
+        "each rank holds one guidance branch: none can keep what both give, and when guidance ends all but one idle; "
+        "run in one process, or end guidance by time with --guidance-interval",
+        "library source",
+    ),
+    _rule(
+        "C25b",
+        ["ends-guidance", "negative-prompt"],
+        Verdict.WARN,
+        "the negative prompt acts only until guidance ends; let it end later, or drop the negative prompt",
+        "library source",
+    ),
+    _rule(
         "C27",
         ["optimised-grid", "step-reuse"],
         Verdict.WARN,
@@ -170,6 +202,14 @@ BOOK: tuple[Rule, ...] = (
         ["time-jumps", "step-reuse"],
         Verdict.FORBID,
         "going back to a noisier time makes what was stored stale",
+        "reasoning",
+    ),
+    _rule(
+        "C31",
+        ["hook:cache stage-outputs", "side-residuals"],
+        Verdict.WARN,
+        "residuals of another network enter stages that a reused step does not run, so every evaluation with them is "
+        "computed as a whole; expect no saving while they act",
         "reasoning",
     ),
     _rule(
@@ -185,6 +225,7 @@ BOOK: tuple[Rule, ...] = (
         Verdict.FORBID,
         "two caches would replace the same block outputs; keep one",
         "library source",
+        when=_not_nested,
     ),
     _rule(
         "C36b",

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from suite.denoiser import Denoiser
     from suite.experts import Expert
+    from suite.guidance import Guidance
     from suite.sampler import Sampler
 
 
@@ -33,12 +34,14 @@ class WrapReport:
 
 @dataclass(frozen=True)
 class Wrap:
-    """Up to three parts; the host folds them in the order of the recipe.
+    """Up to four parts, all optional; the host folds them in the order of the recipe.
 
     Attributes:
         network: module -> module. Patch forwards with `suite.patch.Patches`; do not change weights in
             place unless the plugin declares the word `weights`.
         denoiser: Denoiser -> Denoiser, below guidance: it sees the branches in `call`.
+        guidance: Guidance -> Guidance: `dataclasses.replace` what the run asked for, e.g. end it after a share of the
+            steps. All wraps' are applied before the guided denoiser is made.
         experts: other networks that answer some of the calls, asked in this order; see `suite.experts`.
         sampler: Sampler -> Sampler: the loop from the prior to x0.
         report: called after the run.
@@ -48,6 +51,7 @@ class Wrap:
     report: Callable[[], WrapReport]
     network: Callable[[nn.Module], nn.Module] | None = None
     denoiser: Callable[[Denoiser], Denoiser] | None = None
+    guidance: Callable[[Guidance], Guidance] | None = None
     experts: tuple[Expert, ...] = ()
     sampler: Callable[[Sampler], Sampler] | None = None
     undo: Callable[[], None] | None = None

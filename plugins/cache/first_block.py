@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -12,7 +11,8 @@ from suite.call import Call, active_call
 from suite.errors import ConfigError
 from suite.hookspecs import hookimpl
 from suite.plugin import Plugin
-from suite.plugins.cache._shared import found, size
+from suite.plugins.cache._chain import OTHERWISE, argument, argument_names, chain_of, states_of
+from suite.plugins.cache._shared import size
 from suite.wrap import Wrap, WrapReport
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     States = tuple[Any, ...]
 
 UNIT = "block evaluations skipped (rows x blocks)"
-OTHERWISE = "use --cache fora, which reuses parts of blocks, or drop the cache"
 #: Arguments that hold a table of positions, [tokens, d]: its first axis may be as long as the batch by chance.
 TABLES = ("rotary", "rope", "freqs", "pos")
 
@@ -79,14 +78,14 @@ class _Chain:
     def first(self, forward: Callable[..., Any]) -> Callable[..., Any]:
         """The first block: always runs, then decides for each row."""
         ref = self.refs[0]
-        arguments = _argument_names(ref.module)
+        arguments = argument_names(ref.module)
         main = ref.hidden.index("hidden_states") if "hidden_states" in ref.hidden else 0
 
         def run(*args: Any, **kwargs: Any) -> Any:
             call = active_call()
-            before = _argument(ref.hidden[main], arguments, args, kwargs)
+            before = argument(ref.hidden[main], arguments, args, kwargs)
             output = forward(*args, **kwargs)
-            states: States = _states(ref, output)
+            states: States = states_of("first-block", ref, output)
             change = states[main] - before
             # Taken out, so that a full evaluation does not hold the old residuals and the new ones at once.
             kept = self.kept.pop((call.branch, call.evaluation), None)
@@ -106,7 +105,7 @@ class _Chain:
     def other(self, index: int, forward: Callable[..., Any]) -> Callable[..., Any]:
         """Block `index` > 0: runs on the rows that are missing; the last one puts the others in."""
         ref, last = self.refs[index], index == len(self.refs) - 1
-        arguments = _argument_names(ref.module)
+        arguments = argument_names(ref.module)
 
         def run(*args: Any, **kwargs: Any) -> Any:
             now = self.now
@@ -118,12 +117,12 @@ class _Chain:
             if now.kept is None:
                 output = forward(*args, **kwargs)
                 if last:
-                    self._keep_all(now, _states(ref, output))
+                    self._keep_all(now, states_of("first-block", ref, output))
                 return output
             if last:
                 states: States = self._reused(now)
             else:
-                states = tuple(_argument(name, arguments, args, kwargs) for name in ref.hidden)
+                states = tuple(argument(name, arguments, args, kwargs) for name in ref.hidden)
             if now.missing:
                 batch = now.change.shape[0]
                 some = [
@@ -131,7 +130,7 @@ class _Chain:
                     for name, value in zip(_padded(arguments, args), args, strict=True)
                 ]
                 others = {name: _take(value, name, now.rows, batch) for name, value in kwargs.items()}
-                computed = _states(ref, forward(*some, **others))
+                computed = states_of("first-block", ref, forward(*some, **others))
                 if last:
                     self._keep_some(now, computed)
                 states = tuple(_put(s, now.rows, c) for s, c in zip(states, computed, strict=True))
@@ -201,32 +200,9 @@ def _mean(x: Tensor) -> Tensor:
     return x.abs().float().flatten(1).mean(1)
 
 
-def _argument_names(module: nn.Module) -> list[str]:
-    # Of the class: the instance's forward may be another wrap's.
-    return list(inspect.signature(type(module).forward).parameters)[1:]
-
-
-def _argument(name: str, names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    return kwargs[name] if name in kwargs else args[names.index(name)]
-
-
 def _padded(names: Sequence[str], args: Sequence[Any]) -> list[str]:
     """A name for every positional argument, also for those that a forward takes as *args."""
     return [*names, *[""] * len(args)][: len(args)]
-
-
-def _states(ref: BlockRef, output: Any) -> Any:
-    """The block's output as a tuple of states.
-
-    Raises:
-        ConfigError: it does not return what it carries.
-    """
-    states = output if isinstance(output, tuple | list) else (output,)
-    if len(states) != len(ref.hidden):
-        raise ConfigError(
-            f"first-block: {ref.name} returned {len(states)} values, expected {', '.join(ref.hidden)}; {OTHERWISE}"
-        )
-    return tuple(states)
 
 
 def _rest(refs: Sequence[BlockRef], first: Tensor | None, last: Tensor | None) -> Tensor | None:
@@ -307,7 +283,7 @@ class FirstBlock(Plugin):
         del run
         from suite.patch import Patches
 
-        chain, patches = _Chain(chain_of(network), self), Patches()
+        chain, patches = _Chain(chain_of(network, "first-block"), self), Patches()
         if self.threshold == 0:
             return Wrap(report=lambda: WrapReport(0, UNIT, reason="threshold = 0 computes all; take e.g. 0.08"))
 
@@ -322,29 +298,3 @@ class FirstBlock(Plugin):
             chain.now = None
 
         return Wrap(report=chain.report, network=install, undo=undo)
-
-
-def chain_of(network: Network) -> tuple[BlockRef, ...]:
-    """The blocks that run one after the other in the network itself, several lists joined.
-
-    Raises:
-        ConfigError: they are nested in the stages of a U-Net, fewer than two, or do not carry the same states.
-    """
-    if network.blocks("down", "mid", "up"):
-        raise ConfigError(
-            f"first-block looked for one chain of blocks, but {found(network)}: the blocks are nested in the stages "
-            f"of a U-Net, whose skip connections need every stage; {OTHERWISE}"
-        )
-    blocks = network.blocks("block")
-    # A list deeper down belongs to another sub-network, a refiner of the text for instance.
-    holders = [ref.name.split(".")[:-2] for ref in blocks]
-    outermost = min(holders, key=len, default=[])
-    chain = tuple(ref for ref, holder in zip(blocks, holders, strict=True) if holder == outermost)
-    if len(chain) < 2:
-        raise ConfigError(f"first-block looked for a chain of at least 2 blocks, but {found(network)}; {OTHERWISE}")
-    if odd := next((ref for ref in chain if ref.hidden != chain[0].hidden), None):
-        raise ConfigError(
-            f"first-block: {chain[0].name} carries {', '.join(chain[0].hidden)}, but {odd.name} carries "
-            f"{', '.join(odd.hidden)}, so they are not one chain; {OTHERWISE}"
-        )
-    return chain

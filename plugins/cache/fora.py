@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from suite.call import Call, active_call
 from suite.errors import ConfigError
 from suite.hookspecs import hookimpl
 from suite.plugin import Plugin
-from suite.plugins.cache._shared import found, size
+from suite.plugins.cache._outputs import Outputs, every
+from suite.plugins.cache._shared import found
 from suite.wrap import Wrap, WrapReport
 
 if TYPE_CHECKING:
@@ -19,69 +18,8 @@ if TYPE_CHECKING:
     from suite.network import Network
     from suite.run import Run
 
-KINDS = ("attention", "cross_attention", "mlp")
+KINDS = ("attention", "cross_attention", "temporal_attention", "mlp")
 UNIT = "attention and MLP calls reused"
-
-
-@dataclass
-class _Kept:
-    """An output, and the interval of steps in which it was computed."""
-
-    window: int
-    output: Any
-
-
-@dataclass
-class _Outputs:
-    """The outputs of every part; what to do with them is decided from the active call alone."""
-
-    interval: int
-    last: int
-    kept: dict[str, dict[tuple[str, int], _Kept]] = field(default_factory=dict)
-    computed: int = 0
-    reused: int = 0
-    held: int = 0
-    peak: int = 0
-
-    def cached(self, part: str, forward: Callable[..., Any]) -> Callable[..., Any]:
-        """The forward that answers for `forward`."""
-
-        def answer(*args: Any, **kwargs: Any) -> Any:
-            call = active_call()
-            window, key = call.step // self.interval, (call.branch, call.evaluation)
-            mine = self.kept.setdefault(part, {})
-            fresh = call.step % self.interval == 0 or call.step >= call.steps - self.last
-            # An older window counts as nothing stored: a branch may come back after steps without it, as
-            # guidance in an interval does, and a second evaluation is missing from some steps.
-            if not fresh and key in mine and mine[key].window == window:
-                self.reused += 1
-                return mine[key].output
-            for stale in [k for k, v in mine.items() if k == key or v.window != window]:
-                self.held -= size(mine.pop(stale).output)
-            self.computed += 1
-            output = forward(*args, **kwargs)
-            if self._needed(call):
-                mine[key] = _Kept(window, output)
-                self.held += size(output)
-                self.peak = max(self.peak, self.held)
-            return output
-
-        return answer
-
-    def _needed(self, call: Call) -> bool:
-        """Whether the next step will reuse what this one computes."""
-        following = call.step + 1
-        return following % self.interval != 0 and following < call.steps - self.last
-
-    def report(self) -> WrapReport:
-        facts = {
-            "computed": self.computed,
-            "reused": self.reused,
-            "skipped_share": self.reused / max(1, self.computed + self.reused),
-            "bytes_held": self.peak,
-        }
-        reason = "" if self.reused else f"no step lay between two that are computed: interval = {self.interval}"
-        return WrapReport(self.reused, UNIT, facts, reason)
 
 
 @dataclass(frozen=True)
@@ -96,7 +34,7 @@ class FORA(Plugin):
     Args:
         interval: N; 1 computes everything.
         last: final steps that are always computed.
-        kinds: which parts, `attention`, `cross_attention` and `mlp`.
+        kinds: which parts, `attention`, `cross_attention`, `temporal_attention` (over frames) and `mlp`.
 
     Raises:
         ConfigError: from the hook, if the network has no part of these kinds.
@@ -136,15 +74,19 @@ class FORA(Plugin):
             )
         if self.interval == 1:
             return Wrap(report=lambda: WrapReport(0, UNIT, reason="interval = 1 computes all; take 2 or more"))
-        outputs, patches = _Outputs(self.interval, self.last), Patches()
+        outputs, patches, anchor = Outputs(), Patches(), every(self.interval, self.last)
 
         def install(module: nn.Module) -> nn.Module:
             for part in parts:
-                patches.replace(part.module, lambda forward, name=part.name: outputs.cached(name, forward))
+                patches.replace(part.module, lambda forward, name=part.name: outputs.cached(name, anchor, forward))
             return module
+
+        def report() -> WrapReport:
+            reason = "" if outputs.reused else f"no step lay between two that are computed: interval = {self.interval}"
+            return WrapReport(outputs.reused, UNIT, outputs.facts(), reason)
 
         def undo() -> None:
             patches.undo()
             outputs.kept.clear()
 
-        return Wrap(report=outputs.report, network=install, undo=undo)
+        return Wrap(report=report, network=install, undo=undo)

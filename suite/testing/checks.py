@@ -554,8 +554,12 @@ def check_solver_is_finite_at_both_ends(subject: Subject) -> None:
 
 
 @cache
-def _tiny() -> Tiny:
-    return Tiny.build()
+def _built_once(network: str) -> Tiny:
+    return Tiny.build(network=network)
+
+
+def _tiny(subject: Subject) -> Tiny:
+    return _built_once(subject.cls.kit_network)
 
 
 @dataclass
@@ -570,7 +574,7 @@ class _Wrapped:
 
 
 def _wrapped(subject: Subject, hook: str, seeds: tuple[int, ...] = (0,), plugin: Any = None) -> _Wrapped:
-    tiny = _tiny().copy()
+    tiny = _tiny(subject).copy()
     return _Wrapped(tiny, tiny.wrap(subject.manager(hook, plugin), hook, tiny.run(seeds)))
 
 
@@ -611,7 +615,7 @@ def check_wrap_same_seed_same_output(subject: Subject, hook: str) -> None:
 @_of_wraps
 def check_wrap_two_runs_in_a_row(subject: Subject, hook: str) -> None:
     """A second run on the same network, with a fresh wrap, gives the first one's result: no state is left."""
-    tiny, manager = _tiny().copy(), subject.manager(hook)
+    tiny, manager = _tiny(subject).copy(), subject.manager(hook)
     if "weights" in subject.plugin.effects:
         # Such a wrap is made once a load and stays: the second run uses it again.
         kept = tiny.wrap(manager, hook)
@@ -671,12 +675,12 @@ def check_wrap_undo_restores(subject: Subject, hook: str) -> None:
     if "weights" in subject.plugin.effects:
         return
     wrapped = _wrapped(subject, hook)
-    plain = _tiny().copy()
+    plain = _tiny(subject).copy()
     tensors, _ = _state(plain.module)
     if wrapped.wrap is None:
         return
     # Compare with the state before the hook was called: it may have prepared things already.
-    tiny = _tiny().copy()
+    tiny = _tiny(subject).copy()
     _, structure = _state(tiny.module)
     wrap = tiny.wrap(subject.manager(hook), hook)
     assert wrap is not None, "it returned a wrap, and then None for the same network"
@@ -716,10 +720,10 @@ def check_wrap_lossless_claim(subject: Subject, hook: str) -> None:
     """`lossless` means bit-identical, or within 1.5 times the plain network's rounding error."""
     if not subject.plugin.lossless:
         return
-    got, plain = _wrapped(subject, hook).generate((0,)).x0, _tiny().generate((0,)).x0
+    got, plain = _wrapped(subject, hook).generate((0,)).x0, _tiny(subject).generate((0,)).x0
     if torch.equal(got, plain):
         return
-    exact = _tiny().to(torch.float64).generate((0,)).x0
+    exact = _tiny(subject).to(torch.float64).generate((0,)).x0
     error, baseline = float((got - exact).abs().max()), float((plain - exact).abs().max())
     assert error <= LOSSLESS_FACTOR * baseline, (
         f"it claims `lossless`, but its error against float64 is {error:.2g}; the plain network's is {baseline:.2g}"
@@ -734,7 +738,7 @@ def check_wrap_off_setting_is_plain(subject: Subject, hook: str) -> None:
         return
     plugin = build(subject.cls, options, name=subject.name)
     outcome = _wrapped(subject, hook, plugin=plugin).generate((0,))
-    plain = _tiny().generate((0,)).x0
+    plain = _tiny(subject).generate((0,)).x0
     text = str(Named(subject.name, options))
     assert torch.equal(outcome.x0, plain), f"{text} differs by {float((outcome.x0 - plain).abs().max()):.2g}"
     assert outcome.report is None or outcome.report.did == 0, f"{text} reports did = {outcome.report.did}"
@@ -796,7 +800,7 @@ def _on_ranks(subject: Subject, hook: str, size: int = 2) -> list[Outcome]:
 
     def rank(index: int) -> Outcome:
         try:
-            tiny = _tiny().copy()
+            tiny = _tiny(subject).copy()
             run = tiny.run((0, 1), world=size)
             mesh = _ThreadMesh(index, size, meeting=meeting)
             return tiny.generate((0, 1), tiny.wrap(subject.manager(hook), hook, run, mesh), run=run)
@@ -822,12 +826,12 @@ def check_parallelize_two_ranks(subject: Subject) -> None:
     for outcome in (one, two):
         assert outcome.report is None or outcome.report.did > 0 or outcome.report.reason, "it gives no `reason`"
     # One process may send its branches as one batch or apart; both are plain.
-    plain = [_tiny().generate((0, 1), batched=batched).x0 for batched in (True, False)]
+    plain = [_tiny(subject).generate((0, 1), batched=batched).x0 for batched in (True, False)]
     assert one.x0.shape == plain[0].shape and one.x0.dtype is plain[0].dtype, "shape or dtype is not kept"
     assert one.x0.isfinite().all(), "x0 is not finite"
     if not subject.plugin.lossless or any(torch.equal(one.x0, p) for p in plain):
         return
-    exact = _tiny().to(torch.float64).generate((0, 1)).x0
+    exact = _tiny(subject).to(torch.float64).generate((0, 1)).x0
     error, baseline = (float((x - exact).abs().max()) for x in (one.x0, plain[0]))
     assert error <= LOSSLESS_FACTOR * baseline, (
         f"it claims `lossless`, but its error against float64 is {error:.2g}; one process's is {baseline:.2g}"

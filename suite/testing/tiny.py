@@ -1,4 +1,4 @@
-"""A tiny random transformer with everything needed to generate from it: where wraps are checked."""
+"""A tiny random network with everything needed to generate from it: where wraps are checked."""
 
 from __future__ import annotations
 
@@ -51,9 +51,37 @@ def pixart(seed: int = 0) -> nn.Module:
     return module.eval().requires_grad_(False)
 
 
+def unet(seed: int = 0) -> nn.Module:
+    """A U-Net of diffusers with random weights: 2 stages, widths 16 and 32, attention in the inner one."""
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        module = UNet2DConditionModel(
+            sample_size=SIZE,
+            in_channels=CHANNELS,
+            out_channels=CHANNELS,
+            block_out_channels=(16, 32),
+            layers_per_block=1,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            cross_attention_dim=TEXT,
+            attention_head_dim=2,
+            norm_num_groups=4,
+        )
+    return module.eval().requires_grad_(False)
+
+
+#: What `Plugin.kit_network` may name.
+NETWORKS = {"transformer": pixart, "unet": unet}
+
+
 def forward(module: nn.Module, x: Tensor, time: Tensor, cond: Cond) -> Tensor:
-    """Call a PixArt transformer as `NetworkDenoiser` wants it."""
+    """Call either network as `NetworkDenoiser` wants it."""
     states = cond["encoder_hidden_states"].to(x.dtype)
+    if hasattr(module, "down_blocks"):
+        mask = cond["encoder_attention_mask"]
+        return module(x, time, states, encoder_attention_mask=mask, return_dict=False)[0]
     return module(
         x,
         encoder_hidden_states=states,
@@ -85,9 +113,9 @@ class Tiny:
     guidance: float = 3.0
 
     @staticmethod
-    def build(seed: int = 0) -> Tiny:
-        """A new one; equal seeds give equal weights."""
-        return Tiny(pixart(seed))
+    def build(seed: int = 0, network: str = "transformer") -> Tiny:
+        """A new one of `NETWORKS`; equal seeds give equal weights."""
+        return Tiny(NETWORKS[network](seed))
 
     def copy(self) -> Tiny:
         """With weights of its own."""
@@ -178,7 +206,9 @@ class Tiny:
         seeds = tuple(seeds)
         run = run or self.run(seeds)
         counter = Counter()
-        guided = Guidance(run.guidance, run.guidance_interval, batched).wrap(self.denoiser(wrap, counter))
+        guidance = Guidance(run.guidance, run.guidance_interval, batched)
+        guidance = wrap.guidance(guidance) if wrap and wrap.guidance else guidance
+        guided = guidance.wrap(self.denoiser(wrap, counter))
         sampler: Sampler = wrap.sampler(march) if wrap and wrap.sampler else march
         times = torch.linspace(1, 0, run.steps + 1, dtype=torch.float64)
         x = self.prior(seeds).to(torch.float64 if self.dtype is torch.float64 else torch.float32)

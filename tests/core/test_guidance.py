@@ -134,3 +134,21 @@ def test_tokens_are_guided_in_logarithms(batched: bool) -> None:
 def test_tokens_guided_as_vectors_would_not_be_probabilities() -> None:
     tokens, t = torch.tensor([[1, 3, 3]]), torch.tensor(0.5, dtype=torch.float64)
     assert Guidance(4.0).wrap(TokenOracle()).denoise(tokens, t, token_conds(), call()).min() < 0
+
+
+@pytest.mark.parametrize(("share", "steps"), [(1.0, 10), (0.3, 3), (0.31, 4), (0.0, 0)])
+def test_guidance_may_end(share: float, steps: int) -> None:
+    """Both branches are evaluated in the first share of the steps, rounded up; then x0 is the conditional one."""
+    oracle, t = Oracle(Flow()), torch.tensor(0.5, dtype=torch.float64)
+    guided, both = Guidance(3.0, share=share).wrap(oracle), conds()
+    for step in range(10):
+        x0 = guided.denoise(X, t, both, Call(step, 10, 0.5, 0.4))
+        if step >= steps:
+            assert torch.equal(x0, Oracle(Flow()).denoise(X, t, both["cond"], call()))
+    assert [c.branch for c in oracle.calls] == ["cond+uncond"] * steps + ["cond"] * (10 - steps)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
+def test_a_share_lies_between_0_and_1(share: float) -> None:
+    with pytest.raises(ConfigError, match="guidance share"):
+        Guidance(3.0, share=share)

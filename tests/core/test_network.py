@@ -29,14 +29,22 @@ EXPECTED = {
     "cogvideox": {"block": 3, "attention": 3, "mlp": 3},
     "stable-audio": {"block": 3, "attention": 3, "cross_attention": 3, "mlp": 3},
 }
+#: Of the further classes: what goes over frames is told apart by the lists it is kept in.
+MORE = {
+    "latte": {"block": 6, "attention": 3, "cross_attention": 3, "temporal_attention": 3, "mlp": 6},
+    "unet-motion": {"block": 11, "attention": 4, "cross_attention": 4, "temporal_attention": 14, "mlp": 11, "down": 2,
+                    "mid": 1, "up": 2},
+    "unet-bare": {"down": 3, "up": 3},
+    "masked-lm": {"block": 3, "attention": 3, "mlp": 3},
+}  # fmt: skip
 TEXT_FIRST = ("encoder_hidden_states", "hidden_states")
 HIDDEN = {"sd3": TEXT_FIRST, "sd3.5": TEXT_FIRST, "flux": TEXT_FIRST, "cogvideox": TEXT_FIRST[::-1]}
 
 
-@pytest.mark.parametrize("name", EXPECTED)
+@pytest.mark.parametrize("name", [*EXPECTED, *MORE])
 def test_counts(name: str) -> None:
     refs = _tiny.Setup(name).network.blocks()
-    assert Counter(ref.kind for ref in refs) == EXPECTED[name]
+    assert Counter(ref.kind for ref in refs) == {**EXPECTED, **MORE}[name]
     assert all(dict(_tiny.module_of(name).named_modules())[ref.name] is ref.module for ref in refs)
 
 
@@ -92,6 +100,24 @@ def test_parts_come_in_the_order_in_which_they_run(name: str) -> None:
 def test_a_unet_runs_its_middle_before_its_way_up() -> None:
     kinds = [ref.kind for ref in _tiny.Setup("unet").network.blocks("down", "mid", "up")]
     assert kinds == ["down", "down", "mid", "up", "up"]
+
+
+@pytest.mark.parametrize("name", ["latte", "unet-motion"])
+@torch.inference_mode()
+def test_temporal_attention_goes_over_frames(name: str) -> None:
+    """Each has as many positions as there are frames, 3, and the others have those of one frame."""
+    setup, lengths = _tiny.Setup(name, steps=1), {}
+    kinds = ("attention", "temporal_attention")
+    hooks = [
+        ref.module.register_forward_hook(
+            lambda m, a, k, o, ref=ref: lengths.setdefault(ref.kind, set()).add(o.shape[1]), with_kwargs=True
+        )
+        for ref in setup.network.blocks(*kinds)
+    ]
+    setup.generate()
+    for hook in hooks:
+        hook.remove()
+    assert lengths["temporal_attention"] == {3} and 3 not in lengths["attention"]
 
 
 def test_a_transformer_inside_a_unet() -> None:

@@ -9,10 +9,18 @@ from suite.plugin import EFFECT_WORDS
 from suite.rules import BOOK, Member, Rule, Verdict, check, enforce
 
 #: Words of the run itself; `suite.plan` and the distill driver make them.
-RUN_WORDS = {"guided", "unguided", "few-step", "guidance-distilled", "distill"}
+RUN_WORDS = {"guided", "unguided", "few-step", "guidance-distilled", "distill", "negative-prompt"}
 
 #: Rules with a further condition cannot be generated: id -> (a chain that triggers, a chain that does not).
-WITH_CONDITION: dict[str, tuple[list[Member], list[Member]]] = {}
+WITH_CONDITION: dict[str, tuple[list[Member], list[Member]]] = {
+    "C36": (
+        [Member(name, "cache", frozenset({"block-outputs"})) for name in ("one", "two")],
+        [
+            Member("gate", "cache", frozenset({"block-outputs", "frozen-outputs"})),
+            Member("stages", "cache", frozenset({"block-outputs", "stage-outputs"})),
+        ],
+    )
+}
 
 #: What the book is for, in words: (members as `hook word word`, the rules that must match).
 CHAINS = [
@@ -23,6 +31,19 @@ CHAINS = [
     ("guidance parallelism without guidance", ["parallelize branch-axis", "run unguided"], ["C24b"]),
     ("guidance parallelism with guidance", ["parallelize branch-axis", "run guided"], []),
     ("two block caches", ["cache block-outputs", "cache block-outputs"], ["C36"]),
+    ("frozen inside of stages", ["cache block-outputs frozen-outputs", "cache block-outputs stage-outputs"], []),
+    ("frozen and blocks", ["cache block-outputs frozen-outputs", "cache block-outputs"], ["C36"]),
+    ("stages and blocks", ["cache block-outputs stage-outputs", "cache block-outputs"], ["C36"]),
+    ("one with both, and blocks", ["cache block-outputs frozen-outputs stage-outputs", "cache block-outputs"], ["C36"]),
+    (
+        "frozen inside of stages, and blocks",
+        ["cache block-outputs frozen-outputs", "cache block-outputs stage-outputs", "cache block-outputs"],
+        ["C36"],
+    ),
+    ("guidance that ends, with one branch a rank", ["cache ends-guidance", "parallelize branch-axis"], ["C25"]),
+    ("guidance that ends, with a negative prompt", ["cache ends-guidance", "run negative-prompt"], ["C25b"]),
+    ("ControlNet and a cache of stages", ["cache stage-outputs", "compress side-residuals"], ["C31"]),
+    ("stale buffers and a cache", ["parallelize stale-activations", "cache block-outputs step-reuse"], ["C10"]),
     ("a block and a step cache", ["cache block-outputs step-reuse", "cache denoiser-output step-reuse"], []),
     ("one cache with both words", ["cache block-outputs denoiser-output"], []),
     ("guidance on a distilled model", ["run guidance-distilled", "run guided"], ["C24"]),

@@ -47,6 +47,12 @@ PLUGINS = [
 SHAPES = {
     ("first-block", "emoji-unet-32"): "nested in the stages of a U-Net",
     ("first-block", "motion-64"): "their difference is not a residual",
+    ("cache-dit", "emoji-unet-32"): "nested in the stages of a U-Net",
+    **{("cache-dit", name): "never the network's forward" for name in ("gloss-masked", "gloss-continuous")},
+    ("delta-dit", "emoji-unet-32"): "nested in the stages of a U-Net",
+    **{("deepcache", name): "looked for a U-Net" for _, name in MODELS if name != "emoji-unet-32"},
+    **{("diffusers-cache", name): "diffusers' hook does not fit" for name in ("gloss-masked", "gloss-continuous")},
+    **{("t-gate", name): "looked for cross_attention" for name in ("gloss-masked", "gloss-continuous")},
 }
 
 
@@ -92,6 +98,8 @@ def declared(engine: Engine, hook: str, name: str) -> str | None:
 
 @pytest.mark.parametrize(("hook", "name", "modality", "model"), cells())
 def test_runs_or_says_why_not(hook: str, name: str, modality: str, model: str) -> None:
+    if package := {"cache-dit": "cache_dit"}.get(name):
+        pytest.importorskip(package, reason=f"{package} is not installed (extra `caches`)")
     cls = installed()[name].load()
     if cls.modalities is not None and modality not in cls.modalities:
         with pytest.raises(PluginError, match=modality):

@@ -229,12 +229,120 @@ CASES = {
 }
 
 
+def _unet_of(**more: Any) -> nn.Module:
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+    common = {"sample_size": 8, "in_channels": 4, "out_channels": 4, "block_out_channels": (8, 16, 16),
+              "cross_attention_dim": TEXT, "attention_head_dim": 2, "norm_num_groups": 4}  # fmt: skip
+    return UNet2DConditionModel(**{**common, **more})
+
+
+def _unet_deep() -> nn.Module:
+    plain, cross = "DownBlock2D", "CrossAttnDownBlock2D"
+    return _unet_of(
+        down_block_types=(cross, cross, plain),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=2,
+    )
+
+
+def _unet_bare() -> nn.Module:
+    return _unet_of(
+        down_block_types=("DownBlock2D",) * 3,
+        up_block_types=("UpBlock2D",) * 3,
+        mid_block_type=None,
+        layers_per_block=1,
+    )
+
+
+def _unet_motion() -> nn.Module:
+    from diffusers.models.unets.unet_motion_model import UNetMotionModel
+
+    return UNetMotionModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("DownBlockMotion", "CrossAttnDownBlockMotion"),
+        up_block_types=("CrossAttnUpBlockMotion", "UpBlockMotion"),
+        cross_attention_dim=TEXT,
+        num_attention_heads=2,
+        motion_num_attention_heads=2,
+        norm_num_groups=4,
+    )
+
+
+def _latte() -> nn.Module:
+    from diffusers.models.transformers.latte_transformer_3d import LatteTransformer3DModel
+
+    return LatteTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=4,
+        out_channels=4,
+        num_layers=3,
+        sample_size=8,
+        patch_size=2,
+        caption_channels=TEXT,
+        cross_attention_dim=16,
+        video_length=3,
+        norm_type="ada_norm_single",
+        norm_elementwise_affine=False,
+    )
+
+
+def _call_latte(module: nn.Module, x: Tensor, time: Tensor, cond: Cond) -> Tensor:
+    return module(x, encoder_hidden_states=cond["text"], timestep=time, return_dict=False)[0]
+
+
+def _call_motion(module: nn.Module, x: Tensor, time: Tensor, cond: Cond) -> Tensor:
+    # The class wants the text once a frame.
+    return module(x, time, cond["text"].repeat_interleave(x.shape[2], 0), return_dict=False)[0]
+
+
+def _masked_lm() -> nn.Module:
+    from transformers import ModernBertConfig, ModernBertForMaskedLM
+
+    ends = dict.fromkeys(("eos_token_id", "bos_token_id", "cls_token_id", "sep_token_id"), 0)
+    return ModernBertForMaskedLM(
+        ModernBertConfig(
+            vocab_size=16,
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            pad_token_id=0,
+            layer_types=["full_attention"] * 3,
+            **ends,
+        )
+    )
+
+
+def _call_masked_lm(module: nn.Module, x: Tensor, time: Tensor, cond: Cond) -> Tensor:
+    # Scores of 16 tokens stand for as many channels. What it knows of the time and the text stands before the rest.
+    before = torch.cat([torch.sin(time[:, None, None] / 100).expand(-1, 1, x.shape[-1]), cond["text"].mean((1, 2))[
+        :, None, None].expand(-1, 1, x.shape[-1])], 1)  # fmt: skip
+    return module(inputs_embeds=torch.cat([before, x], 1)).logits[:, before.shape[1] :]
+
+
+#: Further classes, for what holds of all of them (see test_every_cache.py).
+MORE = {
+    "unet-deep": Case(_unet_deep, _call_unet, (4, 8, 8)),
+    "unet-bare": Case(_unet_bare, _call_unet, (4, 8, 8)),
+    "unet-motion": Case(_unet_motion, _call_motion, (4, 3, 8, 8)),
+    "latte": Case(_latte, _call_latte, (4, 3, 8, 8)),
+    "masked-lm": Case(_masked_lm, _call_masked_lm, (6, 16)),
+}
+EVERY = {**CASES, **MORE}
+
+
 @cache
 def module_of(name: str) -> nn.Module:
     """The network, made once: whoever patches it puts it back."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        module = CASES[name].make().eval().requires_grad_(False)
+        module = EVERY[name].make().eval().requires_grad_(False)
         for parameter in module.parameters():
             # Zero-initialised gates and outputs would hide what a cache does.
             if not parameter.any():
@@ -280,31 +388,41 @@ class Setup:
     def run(self, seeds: Sequence[int]) -> Run:
         return Run("image", self.name, steps=self.steps, batch=len(seeds), seeds=tuple(seeds), guidance=self.guidance)
 
-    def denoiser(self, wraps: Sequence[Wrap] = (), blind: bool = False) -> Denoiser:
+    def denoiser(self, wraps: Sequence[Wrap] = (), blind: bool = False, counter: Counter | None = None) -> Denoiser:
         """The network as a denoiser; `blind` shows it the same x and t always."""
-        call = CASES[self.name].call
+        call = EVERY[self.name].call
 
         def forward(module: nn.Module, x: Tensor, time: Tensor, cond: Cond) -> Tensor:
             if blind:
                 x, time = torch.ones_like(x), torch.full_like(time, 500)
             return call(module, x, time * self.clock, cond)
 
-        out: Denoiser = NetworkDenoiser(self.module, forward, Flow(), Prediction.FLOW, torch.float32, Counter())
+        counter = counter or Counter()
+        out: Denoiser = NetworkDenoiser(self.module, forward, Flow(), Prediction.FLOW, torch.float32, counter)
         for wrap in wraps:
             out = wrap.denoiser(out) if wrap.denoiser else out
         return out
 
     @torch.inference_mode()
-    def generate(self, seeds: Sequence[int] = (0,), wraps: Sequence[Wrap] = (), blind: bool = False) -> Tensor:
+    def generate(
+        self,
+        seeds: Sequence[int] = (0,),
+        wraps: Sequence[Wrap] = (),
+        blind: bool = False,
+        counter: Counter | None = None,
+    ) -> Tensor:
         """x0 for these seeds on an even grid; the wraps' networks are installed already (see `applied`)."""
         noise, run, rng = Flow(), self.run(seeds), SampleRng(seeds)
         cond: Mapping[str, Cond] = {
             "cond": conditioning(seeds),
             "uncond": conditioning([self.negative] * len(seeds)),
         }
-        guided = Guidance(self.guidance, self.interval, self.batched).wrap(self.denoiser(wraps, blind))
+        guidance = Guidance(self.guidance, self.interval, self.batched)
+        for wrap in wraps:
+            guidance = wrap.guidance(guidance) if wrap.guidance else guidance
+        guided = guidance.wrap(self.denoiser(wraps, blind, counter))
         times = torch.linspace(1, 0, self.steps + 1, dtype=torch.float64)
-        x, solver = rng.normal(CASES[self.name].shape), SOLVERS[self.solver].solver(noise, run)
+        x, solver = rng.normal(EVERY[self.name].shape), SOLVERS[self.solver].solver(noise, run)
         return march(Problem(x, times, guided, cond, solver, noise, rng, run))
 
     @contextmanager

@@ -428,7 +428,11 @@ def test_no_error_where_the_network_does_not_change(name: str, plugin: Plugin) -
     [
         (FORA, {"interval": "0"}, r"fora: interval = 0: expected at least 1.*fora:interval=2"),
         (FORA, {"last": "-1"}, r"fora: last = -1: expected 0 or more"),
-        (FORA, {"kinds": "mlp/conv"}, r"kinds = 'mlp/conv': expected some of attention/cross_attention/mlp"),
+        (
+            FORA,
+            {"kinds": "mlp/conv"},
+            r"kinds = 'mlp/conv': expected some of attention/cross_attention/temporal_attention/mlp",
+        ),
         (FORA, {"kinds": ""}, r"kinds = ''"),
         (FirstBlock, {"threshold": "-0.1"}, r"first-block: threshold = -0.1: expected 0 or more.*threshold=0.08"),
         (FirstBlock, {"warmup": "-1"}, r"first-block: warmup = -1"),
@@ -454,7 +458,7 @@ def test_options_as_text() -> None:
 
 def test_a_network_without_parts() -> None:
     network = Network(nn.Sequential(nn.Linear(2, 2)))
-    looked = "attention, cross_attention, mlp, but Sequential has no part of any known kind; drop --cache fora"
+    looked = "attention, cross_attention, temporal_attention, mlp, but Sequential has no part of any known kind; drop"
     for plugin in (FORA(), FORA(1)):
         with pytest.raises(ConfigError, match=looked):
             plugin.cache(network, RUN)
