@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -12,22 +11,30 @@ from suite.call import Call, active_call
 from suite.errors import ConfigError
 from suite.hookspecs import hookimpl
 from suite.plugin import Plugin
-from suite.plugins.cache._shared import found, size
+from suite.plugins.cache._chain import (
+    OTHERWISE,
+    argument,
+    argument_names,
+    chain_of,
+    difference,
+    padded,
+    put,
+    row_means,
+    states_of,
+    take,
+)
+from suite.plugins.cache._shared import size
 from suite.wrap import Wrap, WrapReport
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from suite.network import BlockRef, Network
+    from suite.plugins.cache._chain import States
     from suite.run import Run
 
-    #: What a block carries, in the order in which it returns it; None is a stream that a block ends.
-    States = tuple[Any, ...]
-
 UNIT = "block evaluations skipped (rows x blocks)"
-OTHERWISE = "use --cache fora, which reuses parts of blocks, or drop the cache"
-#: Arguments that hold a table of positions, [tokens, d]: its first axis may be as long as the batch by chance.
-TABLES = ("rotary", "rope", "freqs", "pos")
+NAME = "first-block"
 
 
 @dataclass
@@ -79,14 +86,14 @@ class _Chain:
     def first(self, forward: Callable[..., Any]) -> Callable[..., Any]:
         """The first block: always runs, then decides for each row."""
         ref = self.refs[0]
-        arguments = _argument_names(ref.module)
+        arguments = argument_names(ref.module)
         main = ref.hidden.index("hidden_states") if "hidden_states" in ref.hidden else 0
 
         def run(*args: Any, **kwargs: Any) -> Any:
             call = active_call()
-            before = _argument(ref.hidden[main], arguments, args, kwargs)
+            before = argument(ref.hidden[main], arguments, args, kwargs)
             output = forward(*args, **kwargs)
-            states: States = _states(ref, output)
+            states: States = states_of(NAME, ref, output)
             change = states[main] - before
             # Taken out, so that a full evaluation does not hold the old residuals and the new ones at once.
             kept = self.kept.pop((call.branch, call.evaluation), None)
@@ -106,7 +113,7 @@ class _Chain:
     def other(self, index: int, forward: Callable[..., Any]) -> Callable[..., Any]:
         """Block `index` > 0: runs on the rows that are missing; the last one puts the others in."""
         ref, last = self.refs[index], index == len(self.refs) - 1
-        arguments = _argument_names(ref.module)
+        arguments = argument_names(ref.module)
 
         def run(*args: Any, **kwargs: Any) -> Any:
             now = self.now
@@ -118,23 +125,23 @@ class _Chain:
             if now.kept is None:
                 output = forward(*args, **kwargs)
                 if last:
-                    self._keep_all(now, _states(ref, output))
+                    self._keep_all(now, states_of(NAME, ref, output))
                 return output
             if last:
                 states: States = self._reused(now)
             else:
-                states = tuple(_argument(name, arguments, args, kwargs) for name in ref.hidden)
+                states = tuple(argument(name, arguments, args, kwargs) for name in ref.hidden)
             if now.missing:
                 batch = now.change.shape[0]
                 some = [
-                    _take(value, name, now.rows, batch)
-                    for name, value in zip(_padded(arguments, args), args, strict=True)
+                    take(value, name, now.rows, batch)
+                    for name, value in zip(padded(arguments, args), args, strict=True)
                 ]
-                others = {name: _take(value, name, now.rows, batch) for name, value in kwargs.items()}
-                computed = _states(ref, forward(*some, **others))
+                others = {name: take(value, name, now.rows, batch) for name, value in kwargs.items()}
+                computed = states_of(NAME, ref, forward(*some, **others))
                 if last:
                     self._keep_some(now, computed)
-                states = tuple(_put(s, now.rows, c) for s, c in zip(states, computed, strict=True))
+                states = tuple(put(s, now.rows, c) for s, c in zip(states, computed, strict=True))
             if last:
                 self.now = None
             return states[0] if len(states) == 1 else states
@@ -148,7 +155,7 @@ class _Chain:
             return everything
         if call.step < options.warmup or call.step >= call.steps - options.last:
             return everything
-        distance = _mean(change - kept.change) / _mean(kept.change)
+        distance = row_means(change - kept.change) / row_means(kept.change)
         relative: list[float] = distance.tolist()
         self.nearest = min(self.nearest, *(r for r in relative if r == r), math.inf)
         limit = options.max_consecutive or call.steps
@@ -164,7 +171,7 @@ class _Chain:
         return tuple(None if r is None or f is None else f + r for f, r in zip(now.first, now.kept.rest, strict=True))
 
     def _keep_all(self, now: _Pass, states: States) -> None:
-        rest = tuple(_rest(self.refs, a, b) for a, b in zip(now.first, states, strict=True))
+        rest = tuple(difference(NAME, self.refs, a, b) for a, b in zip(now.first, states, strict=True))
         key = (now.call.branch, now.call.evaluation)
         self.kept[key] = _Kept(now.change, rest, [now.call.step] * now.change.shape[0])
         self.peak = max(self.peak, sum(size((k.change, k.rest)) for k in self.kept.values()))
@@ -194,66 +201,6 @@ class _Chain:
         if self.nearest == math.inf:
             return f"no step came after warmup = {self.options.warmup} and before last = {self.options.last}"
         return f"the smallest relative change was {self.nearest:.3g}, threshold = {self.options.threshold:g}; raise it"
-
-
-def _mean(x: Tensor) -> Tensor:
-    """Mean absolute value of each row, [B], in float32."""
-    return x.abs().float().flatten(1).mean(1)
-
-
-def _argument_names(module: nn.Module) -> list[str]:
-    # Of the class: the instance's forward may be another wrap's.
-    return list(inspect.signature(type(module).forward).parameters)[1:]
-
-
-def _argument(name: str, names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    return kwargs[name] if name in kwargs else args[names.index(name)]
-
-
-def _padded(names: Sequence[str], args: Sequence[Any]) -> list[str]:
-    """A name for every positional argument, also for those that a forward takes as *args."""
-    return [*names, *[""] * len(args)][: len(args)]
-
-
-def _states(ref: BlockRef, output: Any) -> Any:
-    """The block's output as a tuple of states.
-
-    Raises:
-        ConfigError: it does not return what it carries.
-    """
-    states = output if isinstance(output, tuple | list) else (output,)
-    if len(states) != len(ref.hidden):
-        raise ConfigError(
-            f"first-block: {ref.name} returned {len(states)} values, expected {', '.join(ref.hidden)}; {OTHERWISE}"
-        )
-    return tuple(states)
-
-
-def _rest(refs: Sequence[BlockRef], first: Tensor | None, last: Tensor | None) -> Tensor | None:
-    if first is None or last is None:
-        return None
-    if first.shape != last.shape:
-        raise ConfigError(
-            f"first-block: {refs[0].name} gives {tuple(first.shape)} and {refs[-1].name} {tuple(last.shape)}, so "
-            f"their difference is not a residual; {OTHERWISE}"
-        )
-    return last - first
-
-
-def _take(value: Any, name: str, rows: Any, batch: int) -> Any:
-    """Rows of everything in an argument whose first axis is the batch."""
-    if isinstance(value, dict):
-        return {key: _take(v, key, rows, batch) for key, v in value.items()}
-    if isinstance(value, tuple | list):
-        return type(value)(_take(v, name, rows, batch) for v in value)
-    shape = getattr(value, "shape", ())
-    table = len(shape) <= 2 and any(word in name for word in TABLES)
-    return value[rows] if len(shape) > 0 and shape[0] == batch and not table else value
-
-
-def _put(state: Any, rows: Any, new: Any) -> Any:
-    """`state` with these rows replaced, as a new tensor."""
-    return None if state is None or new is None else state.index_copy(0, rows, new)
 
 
 @dataclass(frozen=True)
@@ -307,7 +254,7 @@ class FirstBlock(Plugin):
         del run
         from suite.patch import Patches
 
-        chain, patches = _Chain(chain_of(network), self), Patches()
+        chain, patches = _Chain(chain_of(network, NAME), self), Patches()
         if self.threshold == 0:
             return Wrap(report=lambda: WrapReport(0, UNIT, reason="threshold = 0 computes all; take e.g. 0.08"))
 
@@ -322,29 +269,3 @@ class FirstBlock(Plugin):
             chain.now = None
 
         return Wrap(report=chain.report, network=install, undo=undo)
-
-
-def chain_of(network: Network) -> tuple[BlockRef, ...]:
-    """The blocks that run one after the other in the network itself, several lists joined.
-
-    Raises:
-        ConfigError: they are nested in the stages of a U-Net, fewer than two, or do not carry the same states.
-    """
-    if network.blocks("down", "mid", "up"):
-        raise ConfigError(
-            f"first-block looked for one chain of blocks, but {found(network)}: the blocks are nested in the stages "
-            f"of a U-Net, whose skip connections need every stage; {OTHERWISE}"
-        )
-    blocks = network.blocks("block")
-    # A list deeper down belongs to another sub-network, a refiner of the text for instance.
-    holders = [ref.name.split(".")[:-2] for ref in blocks]
-    outermost = min(holders, key=len, default=[])
-    chain = tuple(ref for ref, holder in zip(blocks, holders, strict=True) if holder == outermost)
-    if len(chain) < 2:
-        raise ConfigError(f"first-block looked for a chain of at least 2 blocks, but {found(network)}; {OTHERWISE}")
-    if odd := next((ref for ref in chain if ref.hidden != chain[0].hidden), None):
-        raise ConfigError(
-            f"first-block: {chain[0].name} carries {', '.join(chain[0].hidden)}, but {odd.name} carries "
-            f"{', '.join(odd.hidden)}, so they are not one chain; {OTHERWISE}"
-        )
-    return chain
