@@ -235,6 +235,10 @@ class Engine:
         _, guided, _ = self._chain(run, request, noise, wraps, counter)
         return Problem(x, times, guided, self.modality.encode(request), solver, noise, rng, run)
 
+    def _noise(self, run: Run) -> NoiseSchedule:
+        """The noise schedule in force: the model's, unless the `schedule` plugin replaced it."""
+        return self.plan.manager.schedule(self.modality.noise, run).noise or self.modality.noise
+
     def schedule_and_solver(self, run: Run) -> tuple[Schedule, NoiseSchedule, Solver]:
         """What the two single hooks answer for this run, checked against the model.
 
@@ -389,7 +393,7 @@ class Engine:
         try:
             for active in self.plan.manager.of("cache"):
                 with attributed(active, "cache", self.plan.manager.active):
-                    wrap = self.plan.manager.cache(network, run, active)
+                    wrap = self.plan.manager.cache(network, run, active, self._noise(run))
                     chain.append((active, wrap))
                     if wrap and wrap.network:
                         network = _apply(active, wrap, network)
