@@ -47,6 +47,22 @@ def test_a_poor_fit_is_refused(suite, here):
     assert not list(here.glob("*.json"))
 
 
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ("learned:epochs=1,penalty=1", "error_routed"),
+        ("early-exit:epsilon=0.5,tolerance=0.3", "coverage"),
+        ("block-cache:threshold=5,adjust=false", "reused_share"),
+    ],
+)
+def test_what_is_trained_or_tried_on_the_engine(suite, here, method, said):
+    name = method.partition(":")[0]
+    done = suite("cache", "calibrate", method, *QUICK, "-o", "c.json")
+    assert done.code == 0 and done.out == "c.json\n" and said in done.err, done.err
+    made = suite(*RUN, "--cache", f"{name}:file=c.json", "--allow-noop", "-o", "x.png")
+    assert made.code == 0, made.err
+
+
 def stamped(here, method="teacache", **stamp):
     base = {"model": "0" * 64, "noise": "n", "solver": "s", "steps": 2, "schedule": "g", "compress": ""} | stamp
     content = cache_file.CacheFile(method, RunStamp(**base), (1.0, 0.5, 0.0), {"coefficients": [1.0], "range": [0, 1]})

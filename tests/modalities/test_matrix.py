@@ -47,6 +47,7 @@ PLUGINS = [
 SHAPES = {
     ("first-block", "emoji-unet-32"): "nested in the stages of a U-Net",
     ("first-block", "motion-64"): "their difference is not a residual",
+    ("early-exit", "emoji-unet-32"): "nested in the stages of a U-Net",
 }
 
 

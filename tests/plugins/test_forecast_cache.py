@@ -28,7 +28,7 @@ from suite.plugins.solvers.deis import DEIS
 from suite.plugins.solvers.dpmpp_2m import DPMpp2M
 from suite.plugins.solvers.heun import Heun
 from suite.rng import SampleRng
-from suite.rules import Verdict, check
+from suite.rules import Member, Verdict, check
 from suite.sampler import Problem, bind
 from suite.solver import Denoise, Solver
 from suite.testing import Tiny
@@ -276,6 +276,38 @@ def test_rules_of_order_and_noise() -> None:
     assert found(DDIM(1.0), TaylorSeer()) == {"C3b": Verdict.WARN}
     for plugin in (whole, residual, TaylorSeer()):
         assert found(DDIM(), plugin) == {}
+
+
+def test_rules_of_grids_ranks_and_other_caches() -> None:
+    """Static: ranks may split samples (C6, C7); an optimised grid is a warning (C27), another cache an error (C36)."""
+    for plugin in (Forecast(), TaylorSeer(), TaylorSeer(level="residual")):
+        for words, expected in (
+            ("branch-axis", []),
+            ("patch-axis", []),
+            ("optimised-grid", ["C27"]),
+            ("distill", ["C33"]),
+        ):
+            chain = [Member("it", "cache", plugin.effects), Member("other", "run", frozenset({words}))]
+            assert [f.rule.id for f in check(chain)] == expected
+    chain = [Member(str(k), "cache", p.effects) for k, p in enumerate((TaylorSeer(), FORA()))]
+    assert [f.rule.id for f in check(chain)] == ["C36"]
+    chain = [Member(str(k), "cache", p.effects) for k, p in enumerate((Forecast(), Forecast()))]
+    assert [f.rule.id for f in check(chain)] == ["C36b"]
+
+
+@pytest.mark.parametrize("plugin", [TaylorSeer(3), TaylorSeer(3, level="residual"), FORA(3)], ids=identify)
+def test_a_compiled_network_gives_what_a_plain_one_gives(plugin: Plugin) -> None:
+    """C30: the cache is enabled first; decisions and what is kept are Python's, around the graphs."""
+    setup = Setup("pixart", steps=6)
+    expected, plain = setup.cached(plugin, (0, 1))
+    with setup.applied(plugin, seeds=(0, 1)) as wraps:
+        setup.module.compile(backend="eager")
+        try:
+            out = setup.generate((0, 1), wraps)
+        finally:
+            setup.module._compiled_call_impl = None
+            torch._dynamo.reset()
+    assert close(out, expected) and wraps[0].report().did == plain.did
 
 
 def test_refusals_say_why() -> None:
