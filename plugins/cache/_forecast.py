@@ -48,11 +48,13 @@ def weights(form: Form, nodes: Sequence[float], t: float, scale: float = 0.5) ->
             math.prod((t - b) / (a - b) for j, b in enumerate(nodes) if j != i) for i, a in enumerate(nodes)
         ]  # Lagrange
     x, gap = t - nodes[0], abs(nodes[0] - nodes[1])
-    out = [0.0] * len(nodes)
+    out, power = [0.0] * len(nodes), 1.0
     for order, quotient in enumerate(_quotients(nodes)):
-        term = x**order if form == "taylor" else gap**order * _hermite(order, x / gap, scale)
+        term = power if form == "taylor" else power * _hermite(order, x / gap, scale)
         for i, value in enumerate(quotient):
             out[i] += value * term / math.factorial(order)
+        # By multiplication: torch.compile traces times as symbols, and has no power 0 of these.
+        power *= x if form == "taylor" else gap
     return out
 
 
