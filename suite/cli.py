@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from suite import cli_generate, cli_list, cli_schedule, cli_work
+from suite import cli_cache, cli_generate, cli_list, cli_schedule, cli_work
 from suite.discovery import MODALITIES, installed
 from suite.errors import SuiteError
 
@@ -58,6 +58,10 @@ def application(named: str = "") -> typer.Typer:
     schedules.callback()(lambda: None)
     schedules.command()(cli_schedule.optimize)
     app.add_typer(schedules, name="schedule")
+    caches = group("Calibrate caches to a model.")
+    caches.callback()(lambda: None)
+    caches.command()(cli_cache.calibrate)
+    app.add_typer(caches, name="cache")
     data = group("Fetch and prepare training data.")
     data.callback()(lambda: None)
     data.command()(cli_work.prepare)

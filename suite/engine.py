@@ -216,10 +216,17 @@ class Engine:
         self._sample(run, request, self.modality.encode(request), [recorder], Counter(), lambda step: None)
         return records
 
-    def problem(self, prompts: Sequence[str], seeds: Sequence[int], counter: Counter) -> Problem:
+    def problem(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        counter: Counter,
+        observe: Callable[[Denoiser], Denoiser] | None = None,
+    ) -> Problem:
         """What the sampler would get for this batch, for tools that evaluate or step a model themselves.
 
-        Compress and parallelize are in force, caches are not; evaluations go to `counter`.
+        Compress and parallelize are in force, caches are not; evaluations go to `counter`. `observe` is put around
+        the denoiser below guidance, where a cache would be.
 
         Raises:
             ConfigError: see `schedule_and_solver`.
@@ -232,8 +239,17 @@ class Engine:
         rng = SampleRng(run.seeds)
         x = self.modality.prior(request, rng).to(self.device)
         wraps = [wrap for _, wrap in self._loaded if wrap]
+        wraps += [Wrap(report=lambda: _unused(), denoiser=observe)] if observe else []
         _, guided, _ = self._chain(run, request, noise, wraps, counter)
         return Problem(x, times, guided, self.modality.encode(request), solver, noise, rng, run)
+
+    def bare(self, run: Run, counter: Counter) -> Denoiser:
+        """The network as a denoiser, without wraps and guidance; it remembers nothing of earlier calls."""
+        return self._chain(run, self.request(("",)), self._noise(run), [], counter)[0]
+
+    def _noise(self, run: Run) -> NoiseSchedule:
+        """The noise schedule in force: the model's, unless the `schedule` plugin replaced it."""
+        return self.plan.manager.schedule(self.modality.noise, run).noise or self.modality.noise
 
     def schedule_and_solver(self, run: Run) -> tuple[Schedule, NoiseSchedule, Solver]:
         """What the two single hooks answer for this run, checked against the model.
@@ -392,7 +408,7 @@ class Engine:
         try:
             for active in self.plan.manager.of("cache"):
                 with attributed(active, "cache", self.plan.manager.active):
-                    wrap = self.plan.manager.cache(network, run, active)
+                    wrap = self.plan.manager.cache(network, run, active, self._noise(run))
                     chain.append((active, wrap))
                     if wrap and wrap.network:
                         network = _apply(active, wrap, network)

@@ -96,7 +96,7 @@ def parallelize(network: Network, mesh: Mesh, run: Run) -> Wrap | None:
 
 
 @hookspec
-def cache(network: Network, run: Run) -> Wrap | None:
+def cache(network: Network, noise: NoiseSchedule, run: Run) -> Wrap | None:
     """Reuse what barely changes between evaluations.
 
     Called once a run, after `parallelize`, so that every run starts with fresh state. All active plugins
@@ -104,6 +104,7 @@ def cache(network: Network, run: Run) -> Wrap | None:
 
     Args:
         network: the module with its facts, as `compress` and `parallelize` left it.
+        noise: the noise schedule in force, for caches that turn x0 into another prediction.
         run: frozen facts of the run.
 
     Returns:

@@ -173,9 +173,9 @@ class Manager:
         """One parallelizer's wrap."""
         return self._wrap(a, network=network, mesh=mesh, run=run)
 
-    def cache(self, network: Network, run: Run, a: Active) -> Wrap | None:
-        """One cache's wrap, made for one run."""
-        return self._wrap(a, network=network, run=run)
+    def cache(self, network: Network, run: Run, a: Active, noise: NoiseSchedule | None = None) -> Wrap | None:
+        """One cache's wrap, made for one run; the engine always gives the noise schedule."""
+        return self._wrap(a, network=network, noise=noise, run=run)
 
     def _wrap(self, a: Active, **arguments: Any) -> Wrap | None:
         from suite.wrap import Wrap

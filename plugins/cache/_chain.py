@@ -1,4 +1,4 @@
-"""Networks whose blocks run one after the other, and how the forwards of such blocks are spoken to."""
+"""Blocks that run one after the other: finding them, and their arguments, states and rows."""
 
 from __future__ import annotations
 
@@ -10,23 +10,31 @@ from suite.errors import ConfigError
 from suite.plugins.cache._shared import found
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from suite.network import BlockRef, Network
 
+    #: What a block carries, in the order in which it returns it; None is a stream that a block ends.
+    States = tuple[Any, ...]
+
 OTHERWISE = "use --cache fora, which reuses parts of blocks, or drop the cache"
+#: Arguments that hold a table of positions, [tokens, d]: its first axis may be as long as the batch by chance.
+TABLES = ("rotary", "rope", "freqs", "pos")
 
 
-def chain_of(network: Network, plugin: str) -> tuple[BlockRef, ...]:
+def chain_of(network: Network, who: str) -> tuple[BlockRef, ...]:
     """The blocks that run one after the other in the network itself, several lists joined.
 
+    Args:
+        network: where to look.
+        who: the plugin that asks, for its error messages.
+
     Raises:
-        ConfigError: in the name of `plugin`: they are nested in the stages of a U-Net, fewer than two, or do not
-            carry the same states.
+        ConfigError: they are nested in the stages of a U-Net, fewer than two, or do not carry the same states.
     """
     if network.blocks("down", "mid", "up"):
         raise ConfigError(
-            f"{plugin} looked for one chain of blocks, but {found(network)}: the blocks are nested in the stages "
+            f"{who} looked for one chain of blocks, but {found(network)}: the blocks are nested in the stages "
             f"of a U-Net, whose skip connections need every stage; {OTHERWISE}"
         )
     blocks = network.blocks("block")
@@ -35,37 +43,80 @@ def chain_of(network: Network, plugin: str) -> tuple[BlockRef, ...]:
     outermost = min(holders, key=len, default=[])
     chain = tuple(ref for ref, holder in zip(blocks, holders, strict=True) if holder == outermost)
     if len(chain) < 2:
-        raise ConfigError(f"{plugin} looked for a chain of at least 2 blocks, but {found(network)}; {OTHERWISE}")
+        raise ConfigError(f"{who} looked for a chain of at least 2 blocks, but {found(network)}; {OTHERWISE}")
     if odd := next((ref for ref in chain if ref.hidden != chain[0].hidden), None):
         raise ConfigError(
-            f"{plugin}: {chain[0].name} carries {', '.join(chain[0].hidden)}, but {odd.name} carries "
+            f"{who}: {chain[0].name} carries {', '.join(chain[0].hidden)}, but {odd.name} carries "
             f"{', '.join(odd.hidden)}, so they are not one chain; {OTHERWISE}"
         )
     return chain
 
 
 def argument_names(module: nn.Module) -> list[str]:
-    """Names of a forward's arguments, without self. Of the class: the instance's forward may be another wrap's."""
+    """Arguments of a module's forward, without self."""
+    # Of the class: the instance's forward may be another wrap's.
     return list(inspect.signature(type(module).forward).parameters)[1:]
 
 
 def argument(name: str, names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """The argument of this name, however it was passed."""
+    """The argument called `name` of a call with these arguments."""
     return kwargs[name] if name in kwargs else args[names.index(name)]
 
 
-def states_of(plugin: str, ref: BlockRef, output: Any) -> Any:
+def padded(names: Sequence[str], args: Sequence[Any]) -> list[str]:
+    """A name for every positional argument, also for those that a forward takes as *args."""
+    return [*names, *[""] * len(args)][: len(args)]
+
+
+def states_of(who: str, ref: BlockRef, output: Any) -> States:
     """The block's output as a tuple of states.
 
     Raises:
-        ConfigError: in the name of `plugin`: it does not return what it carries.
+        ConfigError: it does not return what it carries.
     """
     states = output if isinstance(output, tuple | list) else (output,)
     if len(states) != len(ref.hidden):
         raise ConfigError(
-            f"{plugin}: {ref.name} returned {len(states)} values, expected {', '.join(ref.hidden)}; {OTHERWISE}"
+            f"{who}: {ref.name} returned {len(states)} values, expected {', '.join(ref.hidden)}; {OTHERWISE}"
         )
     return tuple(states)
+
+
+def difference(who: str, refs: Sequence[BlockRef], first: Tensor | None, last: Tensor | None) -> Tensor | None:
+    """`last` - `first`, or None if one of the streams has ended.
+
+    Raises:
+        ConfigError: they have not one shape.
+    """
+    if first is None or last is None:
+        return None
+    if first.shape != last.shape:
+        raise ConfigError(
+            f"{who}: {refs[0].name} gives {tuple(first.shape)} and {refs[-1].name} {tuple(last.shape)}, so "
+            f"their difference is not a residual; {OTHERWISE}"
+        )
+    return last - first
+
+
+def row_means(x: Tensor) -> Tensor:
+    """Mean absolute value of each row, [B], in float32."""
+    return x.abs().float().flatten(1).mean(1)
+
+
+def take(value: Any, name: str, rows: Any, batch: int) -> Any:
+    """Rows of everything in an argument whose first axis is the batch."""
+    if isinstance(value, dict):
+        return {key: take(v, key, rows, batch) for key, v in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(take(v, name, rows, batch) for v in value)
+    shape = getattr(value, "shape", ())
+    table = len(shape) <= 2 and any(word in name for word in TABLES)
+    return value[rows] if len(shape) > 0 and shape[0] == batch and not table else value
+
+
+def put(state: Any, rows: Any, new: Any) -> Any:
+    """`state` with these rows replaced, as a new tensor."""
+    return None if state is None or new is None else state.index_copy(0, rows, new)
 
 
 def as_output(states: Sequence[Any]) -> Any:

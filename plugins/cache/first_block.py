@@ -11,7 +11,18 @@ from suite.call import Call, active_call
 from suite.errors import ConfigError
 from suite.hookspecs import hookimpl
 from suite.plugin import Plugin
-from suite.plugins.cache._chain import OTHERWISE, argument, argument_names, chain_of, states_of
+from suite.plugins.cache._chain import (
+    OTHERWISE,
+    argument,
+    argument_names,
+    chain_of,
+    difference,
+    padded,
+    put,
+    row_means,
+    states_of,
+    take,
+)
 from suite.plugins.cache._shared import size
 from suite.wrap import Wrap, WrapReport
 
@@ -19,14 +30,11 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from suite.network import BlockRef, Network
+    from suite.plugins.cache._chain import States
     from suite.run import Run
 
-    #: What a block carries, in the order in which it returns it; None is a stream that a block ends.
-    States = tuple[Any, ...]
-
 UNIT = "block evaluations skipped (rows x blocks)"
-#: Arguments that hold a table of positions, [tokens, d]: its first axis may be as long as the batch by chance.
-TABLES = ("rotary", "rope", "freqs", "pos")
+NAME = "first-block"
 
 
 @dataclass
@@ -85,7 +93,7 @@ class _Chain:
             call = active_call()
             before = argument(ref.hidden[main], arguments, args, kwargs)
             output = forward(*args, **kwargs)
-            states: States = states_of("first-block", ref, output)
+            states: States = states_of(NAME, ref, output)
             change = states[main] - before
             # Taken out, so that a full evaluation does not hold the old residuals and the new ones at once.
             kept = self.kept.pop((call.branch, call.evaluation), None)
@@ -117,7 +125,7 @@ class _Chain:
             if now.kept is None:
                 output = forward(*args, **kwargs)
                 if last:
-                    self._keep_all(now, states_of("first-block", ref, output))
+                    self._keep_all(now, states_of(NAME, ref, output))
                 return output
             if last:
                 states: States = self._reused(now)
@@ -126,14 +134,14 @@ class _Chain:
             if now.missing:
                 batch = now.change.shape[0]
                 some = [
-                    _take(value, name, now.rows, batch)
-                    for name, value in zip(_padded(arguments, args), args, strict=True)
+                    take(value, name, now.rows, batch)
+                    for name, value in zip(padded(arguments, args), args, strict=True)
                 ]
-                others = {name: _take(value, name, now.rows, batch) for name, value in kwargs.items()}
-                computed = states_of("first-block", ref, forward(*some, **others))
+                others = {name: take(value, name, now.rows, batch) for name, value in kwargs.items()}
+                computed = states_of(NAME, ref, forward(*some, **others))
                 if last:
                     self._keep_some(now, computed)
-                states = tuple(_put(s, now.rows, c) for s, c in zip(states, computed, strict=True))
+                states = tuple(put(s, now.rows, c) for s, c in zip(states, computed, strict=True))
             if last:
                 self.now = None
             return states[0] if len(states) == 1 else states
@@ -147,7 +155,7 @@ class _Chain:
             return everything
         if call.step < options.warmup or call.step >= call.steps - options.last:
             return everything
-        distance = _mean(change - kept.change) / _mean(kept.change)
+        distance = row_means(change - kept.change) / row_means(kept.change)
         relative: list[float] = distance.tolist()
         self.nearest = min(self.nearest, *(r for r in relative if r == r), math.inf)
         limit = options.max_consecutive or call.steps
@@ -163,7 +171,7 @@ class _Chain:
         return tuple(None if r is None or f is None else f + r for f, r in zip(now.first, now.kept.rest, strict=True))
 
     def _keep_all(self, now: _Pass, states: States) -> None:
-        rest = tuple(_rest(self.refs, a, b) for a, b in zip(now.first, states, strict=True))
+        rest = tuple(difference(NAME, self.refs, a, b) for a, b in zip(now.first, states, strict=True))
         key = (now.call.branch, now.call.evaluation)
         self.kept[key] = _Kept(now.change, rest, [now.call.step] * now.change.shape[0])
         self.peak = max(self.peak, sum(size((k.change, k.rest)) for k in self.kept.values()))
@@ -193,43 +201,6 @@ class _Chain:
         if self.nearest == math.inf:
             return f"no step came after warmup = {self.options.warmup} and before last = {self.options.last}"
         return f"the smallest relative change was {self.nearest:.3g}, threshold = {self.options.threshold:g}; raise it"
-
-
-def _mean(x: Tensor) -> Tensor:
-    """Mean absolute value of each row, [B], in float32."""
-    return x.abs().float().flatten(1).mean(1)
-
-
-def _padded(names: Sequence[str], args: Sequence[Any]) -> list[str]:
-    """A name for every positional argument, also for those that a forward takes as *args."""
-    return [*names, *[""] * len(args)][: len(args)]
-
-
-def _rest(refs: Sequence[BlockRef], first: Tensor | None, last: Tensor | None) -> Tensor | None:
-    if first is None or last is None:
-        return None
-    if first.shape != last.shape:
-        raise ConfigError(
-            f"first-block: {refs[0].name} gives {tuple(first.shape)} and {refs[-1].name} {tuple(last.shape)}, so "
-            f"their difference is not a residual; {OTHERWISE}"
-        )
-    return last - first
-
-
-def _take(value: Any, name: str, rows: Any, batch: int) -> Any:
-    """Rows of everything in an argument whose first axis is the batch."""
-    if isinstance(value, dict):
-        return {key: _take(v, key, rows, batch) for key, v in value.items()}
-    if isinstance(value, tuple | list):
-        return type(value)(_take(v, name, rows, batch) for v in value)
-    shape = getattr(value, "shape", ())
-    table = len(shape) <= 2 and any(word in name for word in TABLES)
-    return value[rows] if len(shape) > 0 and shape[0] == batch and not table else value
-
-
-def _put(state: Any, rows: Any, new: Any) -> Any:
-    """`state` with these rows replaced, as a new tensor."""
-    return None if state is None or new is None else state.index_copy(0, rows, new)
 
 
 @dataclass(frozen=True)
@@ -283,7 +254,7 @@ class FirstBlock(Plugin):
         del run
         from suite.patch import Patches
 
-        chain, patches = _Chain(chain_of(network, "first-block"), self), Patches()
+        chain, patches = _Chain(chain_of(network, NAME), self), Patches()
         if self.threshold == 0:
             return Wrap(report=lambda: WrapReport(0, UNIT, reason="threshold = 0 computes all; take e.g. 0.08"))
 

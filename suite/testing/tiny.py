@@ -188,7 +188,7 @@ class Tiny:
             return manager.compress(self.network, self.calibration(), run, self.companions(), active)
         if hook == "parallelize":
             return manager.parallelize(self.network, mesh or Mesh(), run, active)
-        return manager.cache(self.network, run, active)
+        return manager.cache(self.network, run, active, self.noise)
 
     def denoiser(self, wrap: Wrap | None = None, counter: Counter | None = None) -> Denoiser:
         """The network as a denoiser, with the wrap's network and denoiser parts applied."""

@@ -28,6 +28,7 @@ COMMANDS = (
     "recipes show",
     "doctor",
     "schedule optimize",
+    "cache calibrate",
     "data prepare",
     "train",
 )

@@ -53,6 +53,7 @@ SHAPES = {
     **{("deepcache", name): "looked for a U-Net" for _, name in MODELS if name != "emoji-unet-32"},
     **{("diffusers-cache", name): "diffusers' hook does not fit" for name in ("gloss-masked", "gloss-continuous")},
     **{("t-gate", name): "looked for cross_attention" for name in ("gloss-masked", "gloss-continuous")},
+    ("early-exit", "emoji-unet-32"): "nested in the stages of a U-Net",
 }
 
 

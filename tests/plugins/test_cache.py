@@ -17,7 +17,8 @@ from suite.errors import ConfigError, RuleError
 from suite.manager import Active, Manager
 from suite.network import BlockRef, Network
 from suite.plugin import Plugin, build
-from suite.plugins.cache.first_block import FirstBlock, _take
+from suite.plugins.cache._chain import take
+from suite.plugins.cache.first_block import FirstBlock
 from suite.plugins.cache.fora import FORA
 from suite.plugins.solvers.ddim import DDIM
 from suite.rules import BOOK, Member, check, enforce
@@ -373,11 +374,11 @@ def test_tables_of_positions_are_not_rows() -> None:
     """A table may have as many positions as the batch has rows; per-sample tables do have a batch axis."""
     rows = torch.tensor([1])
     table, sample = torch.randn(3, 4), torch.randn(3, 5, 4)
-    assert _take((table, table), "image_rotary_emb", rows, 3)[0] is table
-    assert _take((sample, table), "image_rotary_emb", rows, 3)[0].shape[0] == 1
-    assert _take({"mask": table, "scale": 0.5, "none": None}, "kwargs", rows, 3)["mask"].shape == (1, 4)
-    assert _take(torch.zeros(()), "time", rows, 3).ndim == 0
-    assert _take(torch.zeros(1, 3), "mask", rows, 3).shape == (1, 3)
+    assert take((table, table), "image_rotary_emb", rows, 3)[0] is table
+    assert take((sample, table), "image_rotary_emb", rows, 3)[0].shape[0] == 1
+    assert take({"mask": table, "scale": 0.5, "none": None}, "kwargs", rows, 3)["mask"].shape == (1, 4)
+    assert take(torch.zeros(()), "time", rows, 3).ndim == 0
+    assert take(torch.zeros(1, 3), "mask", rows, 3).shape == (1, 3)
 
 
 # ---- error -------------------------------------------------------------------------------------

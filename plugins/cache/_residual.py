@@ -1,0 +1,189 @@
+"""The residual of a chain of blocks, last output minus first input, reused for the rows that a policy lets go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from suite.call import Call, active_call
+from suite.errors import ConfigError
+from suite.plugins.cache._chain import (
+    OTHERWISE,
+    argument,
+    argument_names,
+    chain_of,
+    difference,
+    padded,
+    put,
+    states_of,
+    take,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from suite.network import BlockRef, Network
+    from suite.patch import Patches
+    from suite.plugins.cache._chain import States
+
+UNIT = "block evaluations skipped (rows x blocks)"
+
+
+class Policy(Protocol):
+    """What decides, keeps and gives back. Rows are indices into the batch."""
+
+    def missing(self, call: Call, batch: int, signal: Callable[[], Tensor]) -> list[int]:
+        """The rows that must be computed. `signal` gives the modulated input of the first attention, [B, tokens, d]."""
+        ...
+
+    def keep(self, call: Call, rows: list[int], residual: States) -> None:
+        """The residual of these rows was computed."""
+        ...
+
+    def recall(self, call: Call) -> States:
+        """What the rows that are not missing reuse, for the whole batch; the missing rows are not looked at."""
+        ...
+
+
+class _Caught(BaseException):
+    """Ends the first block at its attention, with the attention's input. Not an error: nothing should catch it."""
+
+    def __init__(self, value: Tensor) -> None:
+        self.value = value
+
+
+@dataclass
+class _Pass:
+    """The evaluation that is under way; `rows` is None if all rows are computed."""
+
+    call: Call
+    before: States
+    batch: int
+    missing: list[int]
+    rows: Tensor | None
+
+
+@dataclass
+class Residual:
+    """A chain under a policy, for one run.
+
+    Attributes:
+        who: the plugin, for its messages.
+        refs: the blocks in order.
+        policy: see `Policy`.
+        rows, skipped, hits: row evaluations, those times blocks that were skipped, and rows reused by step.
+    """
+
+    who: str
+    refs: Sequence[BlockRef]
+    policy: Policy
+    attention: nn.Module | None = None
+    now: _Pass | None = None
+    probing: bool = False
+    rows: int = 0
+    skipped: int = 0
+    hits: dict[int, int] = field(default_factory=dict)
+
+    @staticmethod
+    def of(network: Network, who: str, policy: Policy) -> Residual:
+        """The network's chain under this policy.
+
+        Raises:
+            ConfigError: see `chain_of`; or the first block has no attention.
+        """
+        refs = chain_of(network, who)
+        inside = [r for r in network.blocks("attention", "cross_attention") if r.name.startswith(f"{refs[0].name}.")]
+        return Residual(who, refs, policy, inside[0].module if inside else None)
+
+    def install(self, patches: Patches) -> None:
+        """Replace the blocks' forwards, and the first attention's, which the signal is caught at."""
+        for index, ref in enumerate(self.refs):
+            patches.replace(ref.module, lambda forward, index=index: self._block(index, forward))
+        if self.attention is not None:
+            patches.replace(self.attention, self._catching)
+
+    def _catching(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def attend(*args: Any, **kwargs: Any) -> Any:
+            if self.probing:
+                raise _Caught(next(iter([*args, *kwargs.values()])))
+            return forward(*args, **kwargs)
+
+        return attend
+
+    def _signal(self, forward: Callable[..., Any], args: Any, kwargs: Any) -> Tensor:
+        """The first block up to its attention: norm, scale and shift by the time, which cost next to nothing."""
+        self.probing = True
+        try:
+            forward(*args, **kwargs)
+        except _Caught as caught:
+            return caught.value
+        finally:
+            self.probing = False
+        raise ConfigError(
+            f"{self.who}: {self.refs[0].name} ran without an attention, so there is no signal; {OTHERWISE}"
+        )
+
+    def _block(self, index: int, forward: Callable[..., Any]) -> Callable[..., Any]:
+        """Block `index`: the first asks the policy, all run on the missing rows, the last puts the others in."""
+        ref, last = self.refs[index], index == len(self.refs) - 1
+        names = argument_names(ref.module)
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            states: States = tuple(argument(name, names, args, kwargs) for name in ref.hidden)
+            if index == 0:
+                self._begin(states, lambda: self._signal(forward, args, kwargs))
+            now = self.now
+            if now is None:
+                first = self.refs[0].name
+                raise ConfigError(
+                    f"{self.who}: {ref.name} ran before {first}, so the blocks are not one chain; {OTHERWISE}"
+                )
+            if now.rows is None:
+                output = forward(*args, **kwargs)
+                if last:
+                    self._end(now, states_of(self.who, ref, output), now.before)
+                return output
+            if last:
+                reused = self.policy.recall(now.call)
+                states = tuple(
+                    None if r is None or b is None else b + r for b, r in zip(now.before, reused, strict=True)
+                )
+            if now.missing:
+                some = [take(v, n, now.rows, now.batch) for n, v in zip(padded(names, args), args, strict=True)]
+                others = {n: take(v, n, now.rows, now.batch) for n, v in kwargs.items()}
+                computed = states_of(self.who, ref, forward(*some, **others))
+                if last:
+                    before = tuple(None if b is None else b[now.rows] for b in now.before)
+                    self._end(now, computed, before)
+                states = tuple(put(s, now.rows, c) for s, c in zip(states, computed, strict=True))
+            if last:
+                self.now = None
+            return states[0] if len(states) == 1 else states
+
+        return run
+
+    def _begin(self, states: States, signal: Callable[[], Tensor]) -> None:
+        call = active_call()
+        batch = next(s for s in states if s is not None).shape[0]
+        missing = self.policy.missing(call, batch, signal)
+        hits = batch - len(missing)
+        like = next(s for s in states if s is not None)
+        self.now = _Pass(call, states, batch, missing, like.new_tensor(missing).long() if hits else None)
+        self.rows += batch
+        self.skipped += hits * len(self.refs)
+        self.hits[call.step] = self.hits.get(call.step, 0) + hits
+
+    def _end(self, now: _Pass, computed: States, before: States) -> None:
+        residual = tuple(difference(self.who, self.refs, a, b) for a, b in zip(before, computed, strict=True))
+        self.policy.keep(now.call, now.missing, residual)
+        self.now = None
+
+    def facts(self) -> dict[str, Any]:
+        """For the report: the share of rows reused, rows reused by step, and the share of block evaluations skipped."""
+        hits = sum(self.hits.values())
+        return {
+            "hit_share": hits / max(1, self.rows),
+            "hits": [self.hits[step] for step in sorted(self.hits)],
+            "skipped_share": self.skipped / max(1, self.rows * len(self.refs)),
+        }

@@ -1,0 +1,160 @@
+"""`suite cache calibrate`: measure what a cache must know of a model, and write it down."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from suite import cache_file
+from suite import prompts as texts
+from suite.cache_file import CacheFile
+from suite.cache_fit import CALIBRATIONS, CacheMethod, EngineProblem
+from suite.cli_generate import Device, Dtype, Model, RecipeName, Scale, _single, check_device
+from suite.cli_job import open_engine
+from suite.cli_schedule import Batch, Prompts, Seed, progress
+from suite.discovery import find, installed
+from suite.errors import ConfigError, PluginError
+from suite.output import check_folder
+from suite.plan import Plan, make_plan
+from suite.plugin import build, options_of
+from suite.recipe import Named, from_options
+from suite.report import versions
+from suite.stamp import run_stamp_of
+
+Method = Annotated[str, typer.Argument(metavar="METHOD[:OPTION=VALUE,...]", help="The cache, e.g. teacache.")]
+Modality = Annotated[str, typer.Option(metavar="NAME", help="An installed modality.")]
+Steps = Annotated[int | None, typer.Option(metavar="N", help="Steps of the run.  [default: the recipe's]")]
+Output = Annotated[
+    Path | None, typer.Option("-o", "--output", metavar="FILE", help="Where to.  [default: method-model-N.json]")
+]
+Solvers = Annotated[
+    list[str] | None, typer.Option("--solver", metavar="NAME[:OPTION=VALUE,...]", help="The solver of the run.")
+]
+Schedules = Annotated[
+    list[str] | None, typer.Option("--schedule", metavar="NAME[:OPTION=VALUE,...]", help="The schedule of the run.")
+]
+Samples = Annotated[int, typer.Option(metavar="N", help="Samples that it is fitted to.")]
+Checks = Annotated[int, typer.Option("--check", metavar="N", help="Other samples that it is checked on.")]
+Json = Annotated[bool, typer.Option("--json", help="Print what was measured as JSON, and nothing else.")]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A checked request for a calibration."""
+
+    plan: Plan
+    method: CacheMethod
+    named: Named
+    file: Path
+    prompts: list[str]
+    samples: int
+    checks: int
+    seed: int
+    batch: int
+    device: str | None
+
+    def run(self) -> tuple[CacheFile, dict[str, Any]]:
+        """Measure and write; returns the file's content and the numbers."""
+        started = time.perf_counter()
+        count = self.samples + self.checks
+        prompts = [self.prompts[k % len(self.prompts)] for k in range(count)]
+        with open_engine(self.plan, self.device) as engine, progress() as on_call:
+            seeds = range(self.seed, self.seed + count)
+            problem = EngineProblem(engine, prompts, seeds, self.checks, self.batch, on_call)
+            measured = self.method.fit(problem)
+            calls = problem.counter.depth
+        recipe, folder = self.plan.recipe, self.plan.folder
+        made = {
+            "method": str(self.named),
+            "modality": self.plan.modality.name,
+            "model": folder.name,
+            "guidance": recipe.guidance,
+            "guidance_interval": recipe.guidance_interval,
+            "prompts": self.prompts,
+            "seed": self.seed,
+            "samples": self.samples,
+            "checks": self.checks,
+            **measured.facts,
+            "versions": versions("efficient-diffusion-suite", "torch"),
+        }
+        stamp = run_stamp_of(folder, recipe)
+        content = CacheFile(self.named.name, stamp, tuple(problem.times), measured.values, made)
+        cache_file.write(self.file, content)
+        return content, {**measured.facts, "calls": calls, "seconds": round(time.perf_counter() - started, 2)}
+
+
+def calibrate(
+    method: Method,
+    modality: Modality = "image",
+    steps: Steps = None,
+    model: Model = None,
+    solver: Solvers = None,
+    schedule: Schedules = None,
+    guidance: Scale = None,
+    recipe: RecipeName = None,
+    prompt: Prompts = None,
+    samples: Samples = 12,
+    checks: Checks = 4,
+    seed: Seed = 0,
+    batch: Batch = 4,
+    dtype: Dtype = None,
+    device: Device = None,
+    output: Output = None,
+    as_json: Json = False,
+) -> None:
+    """Calibrate a cache to a model and a run; prints the file, which --cache METHOD:file=FILE uses."""
+    name = Named.parse(method)
+    cls = find(name.name, installed(CALIBRATIONS), "method").load()
+    if not (isinstance(cls, type) and issubclass(cls, CacheMethod)):
+        raise PluginError(f"the method {method} is not a subclass of suite.cache_fit.CacheMethod")
+    built: CacheMethod = build(cls, name.options, name=name.name)
+    check_device(device)
+    limits = (("--steps", steps, 2), ("--samples", samples, 1), ("--check", checks, 1), ("--batch", batch, 1))
+    for option, value, low in limits:
+        if value is not None and value < low:
+            raise ConfigError(f"{option} {value}: expected at least {low}")
+    wanted = from_options(
+        steps=steps,
+        guidance=guidance,
+        dtype=dtype,
+        solver=_single("solver", solver),
+        schedule=_single("schedule", schedule),
+    )
+    plan = make_plan(modality, recipe, overrides=wanted, model=model, allow_noop=True)
+    _refuse(plan, name.name)
+    assert plan.recipe.steps is not None
+    default = f"{cache_file.default_name(name.name, plan.folder.name, plan.recipe.steps)}{cache_file.SUFFIX}"
+    file = output or Path(default)
+    if file.suffix != cache_file.SUFFIX or file.is_dir():
+        raise ConfigError(f"-o {file}: expected a file that ends in {cache_file.SUFFIX}")
+    check_folder(file.parent)
+    asked = texts.read(prompt) if prompt is not None else list(plan.modality.load().calibration_prompts)
+    named = Named(name.name, {key: getattr(built, key) for key in options_of(cls)})
+    for warning in plan.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    content, numbers = Job(plan, built, named, file, asked, samples, checks, seed, batch, device).run()
+    if as_json:
+        print(json.dumps({"file": str(file), "stamp": asdict(content.stamp), **numbers}))
+        return
+    print(file)
+    for key, value in numbers.items():
+        shown = f"{value:.4g}" if isinstance(value, float) else value
+        if not isinstance(value, list | dict):
+            print(f"{key} {shown}", file=sys.stderr)
+
+
+def _refuse(plan: Plan, name: str) -> None:
+    """What no calibration can serve; known without torch."""
+    if plan.modality.load().driver != "sample":
+        raise ConfigError(f"{plan.modality.name} draws its times at random: {name} has no steps to measure")
+    if plan.recipe.cache:
+        raise ConfigError(f"the recipe names the cache {plan.recipe.cache[0]}; calibrate with a recipe that has none")
+    words = frozenset().union(*(a.plugin.effects for a in plan.manager.of("solver")))
+    if "adaptive-grid" in words:
+        raise ConfigError(f"the solver {plan.recipe.solver} picks its own times, so {name} has no steps to measure")
