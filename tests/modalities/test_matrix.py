@@ -47,6 +47,10 @@ PLUGINS = [
 SHAPES = {
     ("first-block", "emoji-unet-32"): "nested in the stages of a U-Net",
     ("first-block", "motion-64"): "their difference is not a residual",
+    ("text-kv", "gloss-continuous"): "where text and sample share one sequence",
+    ("text-kv", "gloss-masked"): "where text and sample share one sequence",
+    # Its prior is told the camera among the words, and the camera is another one at every iteration.
+    ("text-kv", "furniture-64"): "the text was another one at every evaluation",
 }
 
 
