@@ -230,6 +230,13 @@ BOOK: tuple[Rule, ...] = (
         "reasoning",
     ),
     _rule(
+        "T1",
+        ["needs-tokens", "real-vectors"],
+        Verdict.FORBID,
+        "it goes by which tokens have changed, but this model is over real vectors, all of which change at every step",
+        "reasoning",
+    ),
+    _rule(
         "D1",
         ["needs-deterministic-step", "stochastic-step"],
         Verdict.FORBID,

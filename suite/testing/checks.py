@@ -51,7 +51,7 @@ from suite.rng import SampleRng
 from suite.schedule import Schedule, check_timesteps
 from suite.solver import AdaptiveSolver, Denoise, Solver
 from suite.testing.oracles import Mixture, PointMass, Tokens, a_run, drive, moments, observed_order
-from suite.testing.tiny import Outcome, Tiny
+from suite.testing.tiny import Outcome, Tiny, TinyTokens
 from suite.wrap import Wrap
 
 #: Every family of real-valued noise, one member each.
@@ -554,8 +554,13 @@ def check_solver_is_finite_at_both_ends(subject: Subject) -> None:
 
 
 @cache
-def _tiny() -> Tiny:
-    return Tiny.build()
+def _built_tiny(tokens: bool) -> Tiny:
+    return TinyTokens.build() if tokens else Tiny.build()
+
+
+def _tiny(subject: Subject) -> Tiny:
+    """The network that a plugin is checked on: over tokens if it needs them."""
+    return _built_tiny("needs-tokens" in subject.plugin.effects)
 
 
 @dataclass
@@ -570,7 +575,7 @@ class _Wrapped:
 
 
 def _wrapped(subject: Subject, hook: str, seeds: tuple[int, ...] = (0,), plugin: Any = None) -> _Wrapped:
-    tiny = _tiny().copy()
+    tiny = _tiny(subject).copy()
     return _Wrapped(tiny, tiny.wrap(subject.manager(hook, plugin), hook, tiny.run(seeds)))
 
 
@@ -597,7 +602,8 @@ def check_wrap_keeps_shape_and_dtype(subject: Subject, hook: str) -> None:
     assert after.shape == before.shape, f"the network gives {tuple(after.shape)}, expected {tuple(before.shape)}"
     assert after.dtype is before.dtype, f"the network gives {after.dtype}, expected {before.dtype}"
     out = _wrapped(subject, hook, (0, 1)).generate((0, 1)).x0
-    assert out.shape == before.shape and out.dtype is torch.float32, f"x0 is {tuple(out.shape)} {out.dtype}"
+    prior = wrapped.tiny.prior((0, 1))
+    assert out.shape == prior.shape and out.dtype is prior.dtype, f"x0 is {tuple(out.shape)} {out.dtype}"
     assert out.isfinite().all(), "x0 is not finite"
 
 
@@ -611,7 +617,7 @@ def check_wrap_same_seed_same_output(subject: Subject, hook: str) -> None:
 @_of_wraps
 def check_wrap_two_runs_in_a_row(subject: Subject, hook: str) -> None:
     """A second run on the same network, with a fresh wrap, gives the first one's result: no state is left."""
-    tiny, manager = _tiny().copy(), subject.manager(hook)
+    tiny, manager = _tiny(subject).copy(), subject.manager(hook)
     if "weights" in subject.plugin.effects:
         # Such a wrap is made once a load and stays: the second run uses it again.
         kept = tiny.wrap(manager, hook)
@@ -633,14 +639,14 @@ def check_wrap_keeps_branches_apart(subject: Subject, hook: str) -> None:
     def conditional(order: tuple[str, ...]) -> list[Tensor]:
         wrapped = _wrapped(subject, hook)
         denoiser, cond = wrapped.tiny.denoiser(wrapped.wrap), wrapped.tiny.cond((0,))
-        steps, x, out = wrapped.tiny.steps, wrapped.tiny.prior((0,)), []
+        steps, out = wrapped.tiny.steps, []
         for step in range(steps):
             t = 1 - step / steps
             for branch in order:
                 call = Call(step, steps, t, t - 1 / steps, branch=branch, run_id="branches")
                 with torch.inference_mode():
                     # A state of its own a step, equal for all orders: only the wrap can make them differ.
-                    state = t * x + (1 - t) * x.roll(1, -1)
+                    state = wrapped.tiny.state((0,), step)
                     got = denoiser.denoise(state, torch.tensor(t, dtype=torch.float64), cond[branch], call)
                 if branch == "cond":
                     out.append(got.clone())
@@ -671,12 +677,12 @@ def check_wrap_undo_restores(subject: Subject, hook: str) -> None:
     if "weights" in subject.plugin.effects:
         return
     wrapped = _wrapped(subject, hook)
-    plain = _tiny().copy()
+    plain = _tiny(subject).copy()
     tensors, _ = _state(plain.module)
     if wrapped.wrap is None:
         return
     # Compare with the state before the hook was called: it may have prepared things already.
-    tiny = _tiny().copy()
+    tiny = _tiny(subject).copy()
     _, structure = _state(tiny.module)
     wrap = tiny.wrap(subject.manager(hook), hook)
     assert wrap is not None, "it returned a wrap, and then None for the same network"
@@ -716,10 +722,10 @@ def check_wrap_lossless_claim(subject: Subject, hook: str) -> None:
     """`lossless` means bit-identical, or within 1.5 times the plain network's rounding error."""
     if not subject.plugin.lossless:
         return
-    got, plain = _wrapped(subject, hook).generate((0,)).x0, _tiny().generate((0,)).x0
+    got, plain = _wrapped(subject, hook).generate((0,)).x0, _tiny(subject).generate((0,)).x0
     if torch.equal(got, plain):
         return
-    exact = _tiny().to(torch.float64).generate((0,)).x0
+    exact = _tiny(subject).to(torch.float64).generate((0,)).x0
     error, baseline = float((got - exact).abs().max()), float((plain - exact).abs().max())
     assert error <= LOSSLESS_FACTOR * baseline, (
         f"it claims `lossless`, but its error against float64 is {error:.2g}; the plain network's is {baseline:.2g}"
@@ -734,7 +740,7 @@ def check_wrap_off_setting_is_plain(subject: Subject, hook: str) -> None:
         return
     plugin = build(subject.cls, options, name=subject.name)
     outcome = _wrapped(subject, hook, plugin=plugin).generate((0,))
-    plain = _tiny().generate((0,)).x0
+    plain = _tiny(subject).generate((0,)).x0
     text = str(Named(subject.name, options))
     assert torch.equal(outcome.x0, plain), f"{text} differs by {float((outcome.x0 - plain).abs().max()):.2g}"
     assert outcome.report is None or outcome.report.did == 0, f"{text} reports did = {outcome.report.did}"
@@ -796,7 +802,7 @@ def _on_ranks(subject: Subject, hook: str, size: int = 2) -> list[Outcome]:
 
     def rank(index: int) -> Outcome:
         try:
-            tiny = _tiny().copy()
+            tiny = _tiny(subject).copy()
             run = tiny.run((0, 1), world=size)
             mesh = _ThreadMesh(index, size, meeting=meeting)
             return tiny.generate((0, 1), tiny.wrap(subject.manager(hook), hook, run, mesh), run=run)
@@ -822,12 +828,12 @@ def check_parallelize_two_ranks(subject: Subject) -> None:
     for outcome in (one, two):
         assert outcome.report is None or outcome.report.did > 0 or outcome.report.reason, "it gives no `reason`"
     # One process may send its branches as one batch or apart; both are plain.
-    plain = [_tiny().generate((0, 1), batched=batched).x0 for batched in (True, False)]
+    plain = [_tiny(subject).generate((0, 1), batched=batched).x0 for batched in (True, False)]
     assert one.x0.shape == plain[0].shape and one.x0.dtype is plain[0].dtype, "shape or dtype is not kept"
     assert one.x0.isfinite().all(), "x0 is not finite"
     if not subject.plugin.lossless or any(torch.equal(one.x0, p) for p in plain):
         return
-    exact = _tiny().to(torch.float64).generate((0, 1)).x0
+    exact = _tiny(subject).to(torch.float64).generate((0, 1)).x0
     error, baseline = (float((x - exact).abs().max()) for x in (one.x0, plain[0]))
     assert error <= LOSSLESS_FACTOR * baseline, (
         f"it claims `lossless`, but its error against float64 is {error:.2g}; one process's is {baseline:.2g}"

@@ -106,18 +106,6 @@ def test_another_text_is_computed_anew(name: str) -> None:
 def test_a_text_that_depends_on_time_is_never_reused() -> None:
     """Compared, not assumed: a network that mixes its time into the text is the plain one, and says so."""
     setup = Setup("pixart")
-    projection = setup.module.caption_projection
-    clock = iter(range(100))
-
-    class Ticking(nn.Module):
-        def forward(self, text: Tensor) -> Tensor:
-            return projection(text) + next(clock)
-
-    setup.module.caption_norm = Ticking()  # a name that the plugin takes for one of the text alone
-    try:
-        assert "caption_norm" in dict(text_parts(setup.network))
-    finally:
-        del setup.module.caption_norm
     case = _tiny.CASES["pixart"]
 
     def call(module: nn.Module, x: Tensor, time: Tensor, cond: Any) -> Tensor:
@@ -183,7 +171,7 @@ def test_memory_is_counted_and_bounded() -> None:
     with pytest.raises(ConfigError, match=r"text-kv holds .* MiB at transformer_blocks.* limit_mib = .*; raise it"):
         setup.cached(TextKV(limit_mib=small), (0, 1))
     assert not any("forward" in m.__dict__ for m in setup.module.modules())
-    with pytest.raises(ConfigError, match="limit_mib = 0.0: expected MiB above 0"):
+    with pytest.raises(ConfigError, match=r"limit_mib = 0.0: expected MiB above 0"):
         build(TextKV, {"limit_mib": "0"}, name="text-kv")
 
 
