@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -99,6 +101,7 @@ class Engine:
         torch.set_num_threads(torch.get_num_threads())
         cls: type[Modality] = plan.modality.load()
         self.modality = cls(plan.folder, self.device, DTYPES[self.dtype])
+        self._stamp = stamp(plan, self.dtype)
         self._loaded: list[tuple[Active, Wrap | None]] = []
         self.network: Network = self.modality.network
         self._open(self._run(self.request(("",)), (0,)))
@@ -173,6 +176,7 @@ class Engine:
             mode=self.modality.driver,
             facts=request.options,
             run_id=uuid.uuid4().hex,
+            stamp=self._stamp,
         )
 
     def _open(self, run: Run) -> None:
@@ -497,6 +501,14 @@ class Engine:
             options=dict(request.options),
             start=_started(request.init, run, problem) if request.init and problem else None,
         )
+
+
+def stamp(plan: Plan, dtype: str) -> str:
+    """A digest of the weights and of what the recipe does, without the plugins that only store trajectories."""
+    recipe = plan.recipe
+    acting = [f"{a.hook} {a.text}" for a in plan.manager.active if "trajectory-store" not in a.plugin.effects]
+    facts = [plan.folder.hash, dtype, recipe.steps, recipe.guidance, list(recipe.guidance_interval or ()), acting]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 def resolve_dtype(dtype: str, device: str) -> str:

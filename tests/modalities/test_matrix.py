@@ -49,6 +49,8 @@ SHAPES = {
     ("first-block", "motion-64"): "their difference is not a residual",
     ("text-kv", "gloss-continuous"): "where text and sample share one sequence",
     ("text-kv", "gloss-masked"): "where text and sample share one sequence",
+    ("nirvana", "gloss-continuous"): "and no vectors",
+    ("nirvana", "gloss-masked"): "and no vectors",
     # Its prior is told the camera among the words, and the camera is another one at every iteration.
     ("text-kv", "furniture-64"): "the text was another one at every evaluation",
 }
