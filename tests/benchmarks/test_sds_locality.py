@@ -36,9 +36,7 @@ def answers(monkeypatch: pytest.MonkeyPatch, modality: str, **options: Any) -> l
 
 def change(seen: list[Tensor]) -> list[float]:
     """Root mean square difference of neighbours, relative to the later one."""
-    return [
-        float((b - a).square().mean().sqrt() / b.square().mean().sqrt()) for a, b in itertools.pairwise(seen)
-    ]
+    return [float((b - a).square().mean().sqrt() / b.square().mean().sqrt()) for a, b in itertools.pairwise(seen)]
 
 
 @pytest.mark.bench

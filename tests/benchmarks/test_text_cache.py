@@ -6,12 +6,19 @@ import os
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from suite import Engine
+from suite.denoiser import Counter
+from suite.plugins.cache.dual_kv import DualKV
+from suite.plugins.cache.prefix_kv import PrefixKV
 from suite.recipe import Recipe
+from suite.sampler import march
 
 PROMPTS = [
     "dog (noun)", "run (verb)", "bright (adjective)", "slowly (adverb)", "sentence: water", "sentence: market",
@@ -85,3 +92,52 @@ def test_cache_and_parallel_decoding(block: int, temperature: float) -> None:
             f"{m['perplexity']:.0f} | {m['words']:.1f} |"
         )
     assert min(statistics.median(seconds[name]) for name in CASES) > 0
+
+
+@pytest.mark.bench
+def test_distance_from_the_plain_answer() -> None:
+    """What is not exact, measured: a plain run is followed, and the cached network is asked the same at every step.
+
+    Half the sum of differences of the two answers, at the masked places of the block, and how often the most
+    probable token is the same; evaluations that are whole are left out, as they are equal.
+    """
+    block = 8
+    names = {"prefix-kv": {}, "dual-kv": {}, "dual-kv:refresh=4": {"refresh": 4}, "dual-kv:refresh=2": {"refresh": 2}}
+    far: dict[str, list[float]] = {name: [] for name in names}
+    alike: dict[str, list[float]] = {name: [] for name in names}
+    with engine_of("none", block, 1.0) as engine:
+        for index, prompt in enumerate(PROMPTS[:8]):
+            problem = engine.problem([prompt], (index,), Counter())
+            problem = replace(problem, x=torch.full((1, LENGTH), int(problem.x.max())))
+            mask, asked = int(problem.x.max()), []
+
+            class Watch:
+                def denoise(self, x: Tensor, t: Tensor, cond: Any, call: Any, asked: list = asked) -> Tensor:
+                    out = problem.denoiser.inner.denoise(x, t, cond["cond"], call)  # noqa: B023
+                    asked.append((x.clone(), t, call, out))
+                    return out
+
+            with torch.inference_mode():
+                march(replace(problem, denoiser=Watch()))
+                for name, options in names.items():
+                    plugin = (PrefixKV if name == "prefix-kv" else DualKV)(block, **options)
+                    wrap = plugin.cache(engine.network, problem.run)
+                    wrap.network(engine.network.module)
+                    cached = wrap.denoiser(problem.denoiser.inner)
+                    for x, t, call, plain in asked:
+                        before = wrap.report().facts["parts"]
+                        got = cached.denoise(x, t, problem.cond["cond"], call)
+                        if wrap.report().facts["parts"] == before:
+                            assert torch.equal(got, plain)
+                            continue
+                        first = int((x[0] == mask).nonzero()[0]) // block * block
+                        here = [k for k in range(first, first + block) if x[0, k] == mask]
+                        far[name] += (0.5 * (got - plain)[0, here].abs().sum(-1)).tolist()
+                        alike[name] += (got[0, here].argmax(-1) == plain[0, here].argmax(-1)).float().tolist()
+                    wrap.undo()
+    for name in names:
+        middle, high = statistics.median(far[name]), statistics.quantiles(far[name], n=10)[-1]
+        print(
+            f"\n| `{name}` | {middle:.4f} | {high:.3f} | {100 * statistics.mean(alike[name]):.1f} % | {len(far[name])} |"
+        )
+    assert statistics.mean(far["dual-kv:refresh=2"]) < statistics.mean(far["dual-kv"])
