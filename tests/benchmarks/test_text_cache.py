@@ -137,7 +137,6 @@ def test_distance_from_the_plain_answer() -> None:
                     wrap.undo()
     for name in names:
         middle, high = statistics.median(far[name]), statistics.quantiles(far[name], n=10)[-1]
-        print(
-            f"\n| `{name}` | {middle:.4f} | {high:.3f} | {100 * statistics.mean(alike[name]):.1f} % | {len(far[name])} |"
-        )
+        same = 100 * statistics.mean(alike[name])
+        print(f"\n| `{name}` | {middle:.4f} | {high:.3f} | {same:.1f} % | {len(far[name])} |")
     assert statistics.mean(far["dual-kv:refresh=2"]) < statistics.mean(far["dual-kv"])
