@@ -24,6 +24,8 @@ class Call:
         branch: guidance branch, `cond`, `uncond` or `ref`; several that travel as one batch are joined
             by `+` and lie one after the other along the batch axis.
         run_id: identifies the run; a new run has a new id.
+        share: of the batch's rows that are asked for; below 1 where one evaluation is split into several calls,
+            whose shares add up to 1, or where the other rows need none. It counts as so much of an evaluation.
     """
 
     step: int
@@ -33,6 +35,7 @@ class Call:
     evaluation: int = 0
     branch: str = "cond"
     run_id: str = ""
+    share: float = 1.0
 
     @property
     def branches(self) -> tuple[str, ...]:
@@ -43,7 +46,7 @@ class Call:
         """The same evaluation for other branches."""
         # Spelt out: dataclasses.replace costs ten times as much, at every evaluation.
         branch = JOIN.join(branches)
-        return Call(self.step, self.steps, self.t, self.next_t, self.evaluation, branch, self.run_id)
+        return Call(self.step, self.steps, self.t, self.next_t, self.evaluation, branch, self.run_id, self.share)
 
 
 def first_steps(share: float, steps: int) -> int:

@@ -27,7 +27,12 @@ METAVARS = {int: "N", float: "X", str: "TEXT", bool: None}
 Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="What to generate; @FILE takes a prompt a line.")]
 Output = Annotated[
     Path | None,
-    typer.Option("-o", "--output", metavar="FILE", help="File or existing folder.  [default: the prompt's words; text is printed]"),
+    typer.Option(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="File or existing folder.  [default: the prompt's words; text is printed]",
+    ),
 ]
 Model = Annotated[str | None, typer.Option(metavar="NAME_OR_DIR", help="A shipped model or a model folder.")]
 Num = Annotated[int, typer.Option(metavar="N", help="Samples of each prompt.")]

@@ -22,7 +22,11 @@ class Denoiser(Protocol):
     """x0 = E[x0 given x_t], or p(x0 given x_t) for tokens."""
 
     def denoise(self, x: Tensor, t: Tensor, cond: Cond, call: Call) -> Tensor:
-        """Args: x [B, ...]; t float64 scalar, [B] or [B, groups]; cond of the branches in `call`, B rows."""
+        """Args: x [B, ...]; t float64 scalar, [B] or [B, groups]; cond of the branches in `call`, B rows.
+
+        Where `suite.network.Layout.parts` says so, x may hold some places of tokens only, [B, A], with the numbers
+        of these places as `positions` [B, A] in cond; the answer is then for them, [B, A, V].
+        """
         ...
 
 
@@ -37,8 +41,8 @@ class Counter:
     nfe: float = 0
     depth: int = 0
 
-    def add(self, branches: int, calls: int = 1) -> None:
-        """Record `calls` sequential evaluations of `branches` branches each."""
+    def add(self, branches: float, calls: int = 1) -> None:
+        """Record `calls` sequential evaluations of `branches` branches each, or of a share of their rows."""
         self.nfe += branches * calls
         self.depth += calls
 
@@ -60,7 +64,7 @@ class NetworkDenoiser:
     mask_token: int | None = None
 
     def denoise(self, x: Tensor, t: Tensor, cond: Cond, call: Call) -> Tensor:
-        self.counter.add(len(call.branches))
+        self.counter.add(len(call.branches) * call.share)
         time = self.noise.time_input(t).to(device=x.device, dtype=torch.float32)
         time = time.expand(x.shape[0]) if time.ndim == 0 else time
         with activate(call):
@@ -82,6 +86,11 @@ def concatenate(conds: list[Cond]) -> Cond:
         name: torch.cat([c[name] for c in conds]) if isinstance(value, Tensor) else value
         for name, value in first.items()
     }
+
+
+def chosen(cond: Cond, index: Tensor) -> Cond:
+    """Some rows of every tensor of a conditioning, by their numbers."""
+    return {n: v[index] if isinstance(v, Tensor) else v for n, v in cond.items()}
 
 
 def rows(cond: Cond, start: int, stop: int) -> Cond:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -42,6 +44,8 @@ from suite.solver import Solver
 from suite.start import Init, Start, begin, noised
 from suite.wrap import Wrap
 
+ENCODINGS = 32 * 2**20
+"""Bytes of encoded requests that an engine remembers."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -99,6 +103,8 @@ class Engine:
         torch.set_num_threads(torch.get_num_threads())
         cls: type[Modality] = plan.modality.load()
         self.modality = cls(plan.folder, self.device, DTYPES[self.dtype])
+        self._stamp = stamp(plan, self.dtype)
+        self._encoded: dict[Any, Mapping[str, Cond]] = {}
         self._loaded: list[tuple[Active, Wrap | None]] = []
         self.network: Network = self.modality.network
         self._open(self._run(self.request(("",)), (0,)))
@@ -173,6 +179,7 @@ class Engine:
             mode=self.modality.driver,
             facts=request.options,
             run_id=uuid.uuid4().hex,
+            stamp=self._stamp,
         )
 
     def _open(self, run: Run) -> None:
@@ -199,7 +206,11 @@ class Engine:
         return Companion(folder.name, folder.hash, other.network, other.forward)
 
     def _record(self, prompts: Sequence[str]) -> list[Record]:
-        """Inputs of the network over one run with the wraps that are in force now."""
+        """Inputs of the network over one run, with the caches of the recipe.
+
+        What a cache skips is not seen, and what it leaves is what will be computed (C16: calibrating without the cache
+        and then stacking it is far worse). Plugins that store trajectories for later runs are left out.
+        """
         records: list[Record] = []
 
         class Recorder:
@@ -212,8 +223,21 @@ class Engine:
 
         request = self.request(prompts)
         run = self._run(request, range(len(prompts)))
-        recorder = Wrap(report=lambda: _unused(), denoiser=Recorder)
-        self._sample(run, request, self.modality.encode(request), [recorder], Counter(), lambda step: None)
+        wraps, network = [Wrap(report=lambda: _unused(), denoiser=Recorder)], self.network
+        manager = self.plan.manager
+        try:
+            for active in manager.of("cache"):
+                if "trajectory-store" in active.plugin.effects:
+                    continue
+                with attributed(active, "cache", manager.active):
+                    if wrap := manager.cache(network, run, active):
+                        wraps.append(wrap)
+                        network = _apply(active, wrap, network) if wrap.network else network
+            self._sample(run, request, self.modality.encode(request), wraps, Counter(), lambda step: None, network)
+        finally:
+            for wrap in reversed(wraps):
+                if wrap.undo:
+                    wrap.undo()
         return records
 
     def problem(
@@ -398,7 +422,7 @@ class Engine:
         self.modality.check(self.plan.folder, request)
         run = self._run(request, seeds)
         clock = _Clock()
-        cond = self.modality.encode(request)
+        cond, reused = self._encode(request)
         clock.lap("encode")
         counter = Counter()
         before = _forwards(self.network.module)
@@ -432,9 +456,25 @@ class Engine:
         # Where the request leaves no step, nobody can have done anything.
         idle = problem is not None and problem.run.steps == 0
         plugins = self._plugin_reports(chain, self.plan.allow_noop or idle)
-        report = self._report(run, request, counter, clock.laps, plugins, counted, problem)
+        encoding = {"reused": reused, "bytes_held": sum(_bytes(cond) for cond in self._encoded.values())}
+        report = self._report(run, request, counter, clock.laps, plugins, counted, problem, encoding)
         stopped = isinstance(content, list) and not (len(content) == request.batch and content[-1].complete)
         return Result(artifacts, report, self.modality, stopped)
+
+    def _encode(self, request: Request) -> tuple[Mapping[str, Cond], bool]:
+        """The request's conditioning, and whether an equal request of this engine had it already.
+
+        Whole requests are remembered, not prompts: an encoder rounds a prompt differently in another batch, and a
+        result must not depend on what was asked before.
+        """
+        init = request.init.sha256 if request.init else ""
+        key = (request.prompts, request.negative, tuple(sorted(request.options.items())), init)
+        reused = key in self._encoded
+        cond = self._encoded.pop(key) if reused else self.modality.encode(request)
+        self._encoded[key] = cond  # the newest last
+        while len(self._encoded) > 1 and sum(map(_bytes, self._encoded.values())) > ENCODINGS:
+            del self._encoded[next(iter(self._encoded))]
+        return cond, reused
 
     def _add_up(self, counter: Counter) -> None:
         """Evaluations of all ranks: `nfe` is their sum, `depth` the longest."""
@@ -490,6 +530,7 @@ class Engine:
         plugins: Sequence[PluginReport],
         macs: float | None,
         problem: Problem | None,
+        encoding: Mapping[str, Any],
     ) -> RunReport:
         return RunReport(
             modality=run.modality,
@@ -515,7 +556,16 @@ class Engine:
             negative=request.negative,
             options=dict(request.options),
             start=_started(request.init, run, problem) if request.init and problem else None,
+            encoding=encoding,
         )
+
+
+def stamp(plan: Plan, dtype: str) -> str:
+    """A digest of the weights and of what the recipe does, without the plugins that only store trajectories."""
+    recipe = plan.recipe
+    acting = [f"{a.hook} {a.text}" for a in plan.manager.active if "trajectory-store" not in a.plugin.effects]
+    facts = [plan.folder.hash, dtype, recipe.steps, recipe.guidance, list(recipe.guidance_interval or ()), acting]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 def resolve_dtype(dtype: str, device: str) -> str:
@@ -563,6 +613,11 @@ def _apply(active: Active, wrap: Wrap, network: Network) -> Network:
 def _forwards(module: nn.Module) -> dict[str, int]:
     """Which modules have a replaced forward, and by what."""
     return {n: id(m.__dict__["forward"]) for n, m in module.named_modules() if "forward" in m.__dict__}
+
+
+def _bytes(conds: Mapping[str, Cond]) -> int:
+    tensors = [v for cond in conds.values() for v in cond.values() if isinstance(v, Tensor)]
+    return sum(t.numel() * t.element_size() for t in tensors)
 
 
 def _unused() -> Any:

@@ -43,10 +43,17 @@ class BlockRef:
 
 @dataclass(frozen=True)
 class Layout:
-    """Latent of one sample: [channels, (frames,) height, width] or [channels, length]; tokens per sample."""
+    """Latent of one sample: [channels, (frames,) height, width] or [channels, length]; tokens per sample.
+
+    `parts` says that the modality's forward can be asked for some places of tokens only: `positions` [B, A] in the
+    conditioning name them, x is [B, A], and nothing else enters the sequence. A whole evaluation has the tokens of
+    the conditioning, as many at every call, in front of those of x. Attention then sees these places alone, unless
+    a plugin brings the keys and values of the others.
+    """
 
     shape: tuple[int, ...]
     tokens: int = 0
+    parts: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,12 +64,14 @@ class Network:
         module: the network.
         layout: latent layout, if the modality told it.
         guidance_distilled: guidance is already inside; CFG must not be added.
+        timeless: the output does not depend on the time, but on x and the conditioning alone.
         declared: block references that a modality gives itself; empty means automatic.
     """
 
     module: nn.Module
     layout: Layout | None = None
     guidance_distilled: bool = False
+    timeless: bool = False
     declared: tuple[BlockRef, ...] = ()
 
     def blocks(self, *kinds: str) -> tuple[BlockRef, ...]:

@@ -104,6 +104,8 @@ def run_words(wanted: Recipe, folder: ModelFolder, driver: str = "sample") -> li
     words = ["guided" if wanted.guidance != 1 else "unguided"]
     if driver != "sample":
         words.append(driver)
+    if not folder.tokens:
+        words.append("real-vectors")
     if (wanted.steps or 0) < FEW_STEPS or folder.facts.get("few_step"):
         words.append("few-step")
     if folder.facts.get("guidance_distilled"):

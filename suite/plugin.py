@@ -49,6 +49,9 @@ EFFECT_WORDS: dict[str, str] = {
     "counts-steps": "decides from how many steps of the run are done",
     "denoiser-switch": "hands some evaluations to another network",
     "time-jumps": "goes back to noisier times",
+    "needs-tokens": "works on tokens alone",
+    "token-states": "keeps keys and values of tokens",
+    "trajectory-store": "keeps states of runs for later runs",
 }
 
 

@@ -48,6 +48,7 @@ class RunReport:
         negative: the negative prompt.
         macs: multiply-accumulates a sample that ran on this rank while sampling; None if they were not counted.
         options: what the request chose besides the prompt.
+        encoding: of the prompts: whether it was reused from an earlier request of this engine, and the bytes held.
         start: with which file sampling began (init, sha256, strength), at which time and after which of how many
             steps; None if it began with noise.
     """
@@ -75,6 +76,7 @@ class RunReport:
     macs: float | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     start: Mapping[str, Any] | None = None
+    encoding: Mapping[str, Any] = field(default_factory=dict)
     report_version: int = REPORT_VERSION
 
     def to_dict(self) -> dict[str, Any]:

@@ -20,6 +20,21 @@ class SampleRng:
         """The streams themselves, for libraries that draw on their own."""
         return self._generators
 
+    def of(self, rows: Sequence[int]) -> SampleRng:
+        """The streams of some rows: the same ones, not copies, so what is drawn from them is drawn here."""
+        out = SampleRng(())
+        out.seeds = tuple(self.seeds[row] for row in rows)
+        out._generators = [self._generators[row] for row in rows]
+        return out
+
+    @staticmethod
+    def joined(parts: Sequence[SampleRng]) -> SampleRng:
+        """The streams of several, one after the other: the same ones, not copies."""
+        out = SampleRng(())
+        out.seeds = tuple(seed for part in parts for seed in part.seeds)
+        out._generators = [g for part in parts for g in part._generators]
+        return out
+
     def normal(self, shape: Sequence[int], like: Tensor | None = None) -> Tensor:
         """Standard normal [len(seeds), *shape], float32, on `like`'s device and in its dtype."""
         rows = [torch.randn(tuple(shape), generator=g) for g in self._generators]

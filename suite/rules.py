@@ -220,6 +220,29 @@ BOOK: tuple[Rule, ...] = (
         "reasoning",
     ),
     _rule(
+        "C33b",
+        ["trajectory-store", "distill"],
+        Verdict.FORBID,
+        "the states of a distillation are noised views of a scene that changes; there is no trajectory to resume",
+        "reasoning",
+    ),
+    _rule(
+        "N1",
+        ["trajectory-store", "step-reuse"],
+        Verdict.FORBID,
+        "rows of a batch that resume at different steps are run one after the other, and what is kept of the first "
+        "would be reused for the next; use one of the two",
+        "reasoning",
+    ),
+    _rule(
+        "C28",
+        ["trajectory-store", "multistep"],
+        Verdict.WARN,
+        "a resumed trajectory has no history, so its first step is of order 1 and not the one that was stored; "
+        "prefer a one-step solver",
+        "issue reports",
+    ),
+    _rule(
         "C36",
         ["hook:cache block-outputs", "hook:cache block-outputs"],
         Verdict.FORBID,
@@ -268,6 +291,13 @@ BOOK: tuple[Rule, ...] = (
         ["counts-steps", "distill"],
         Verdict.FORBID,
         "score distillation draws its times, so a run has no first and last steps; use a method that goes by the time",
+        "reasoning",
+    ),
+    _rule(
+        "T1",
+        ["needs-tokens", "real-vectors"],
+        Verdict.FORBID,
+        "it goes by which tokens have changed, but this model is over real vectors, all of which change at every step",
         "reasoning",
     ),
     _rule(

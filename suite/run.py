@@ -26,6 +26,8 @@ class Run:
         mode: the engine's driver, `sample` or `distill`.
         facts: what the modality adds (latent layout, frames, ...), read-only.
         run_id: new for every run.
+        stamp: what the numbers of a run depend on besides its request: a digest of the weights and of everything in
+            the recipe that acts, plugins that store trajectories left out. For whatever is kept across runs.
     """
 
     modality: str
@@ -42,3 +44,4 @@ class Run:
     mode: str = "sample"
     facts: Mapping[str, Any] = field(default_factory=dict)
     run_id: str = ""
+    stamp: str = ""

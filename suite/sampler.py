@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from suite.call import Call
-from suite.denoiser import Denoiser
+from suite.denoiser import Denoiser, chosen
 from suite.noise import NoiseSchedule
 from suite.rng import SampleRng
 from suite.run import Run
@@ -27,6 +28,7 @@ class Problem:
         cond: that conditioning.
         solver, noise, rng, run: as the hooks gave them.
         on_step: called after each step with its index.
+        share: of the batch's rows that this problem has, where a batch is run in parts; see `some`.
     """
 
     x: Tensor
@@ -38,9 +40,28 @@ class Problem:
     rng: SampleRng
     run: Run
     on_step: Callable[[int], None] = field(default=lambda step: None)
+    share: float = 1.0
 
 
 Sampler = Callable[[Problem], Tensor]
+
+
+def some(problem: Problem, rows: Sequence[int]) -> Problem:
+    """The same problem for some rows of its batch, as a run of its own with their conditioning and streams.
+
+    It has an id of its own, because what is kept between the evaluations of a run belongs to its rows.
+    """
+    index = torch.tensor(list(rows), device=problem.x.device)
+    run, count = problem.run, problem.x.shape[0]
+    seeds = tuple(problem.rng.seeds[row] for row in rows)
+    return replace(
+        problem,
+        x=problem.x[index],
+        cond={branch: chosen(cond, index) for branch, cond in problem.cond.items()},
+        rng=problem.rng.of(rows),
+        run=replace(run, batch=len(seeds), seeds=seeds, run_id=f"{run.run_id}/{','.join(map(str, rows))}"),
+        share=problem.share * len(seeds) / count,
+    )
 
 
 def time_at(problem: Problem, index: int) -> Tensor:
@@ -61,7 +82,7 @@ def bind(problem: Problem, step: int, s: Tensor) -> Denoise:
 
     def denoise(x: Tensor, t: Tensor) -> Tensor:
         nonlocal evaluation
-        call = Call(step, steps, _latest(t), end, evaluation, "cond", problem.run.run_id)
+        call = Call(step, steps, _latest(t), end, evaluation, "cond", problem.run.run_id, problem.share)
         evaluation += 1
         return problem.denoiser.denoise(x, t, problem.cond, call)
 

@@ -78,7 +78,9 @@ class Text(Modality):
                 raise ConfigError(f"model {folder.name}: noise family {self.noise.family} does not tell time as 1000 t")
             self.table = embedding.read_table(folder.path / embedding.FILE, module).to(device)
         width = () if self.table is None else (self.table.shape[1],)
-        self.network = Network(module, Layout((*width, self.shortest), tokens=self.shortest))
+        masked = self.family == "masked"  # tells the network neither the time nor anything but tokens
+        layout = Layout((*width, self.shortest), tokens=self.shortest, parts=masked)
+        self.network = Network(module, layout, timeless=masked)
 
     @classmethod
     def check(cls, folder: ModelFolder, request: Request) -> None:
@@ -131,13 +133,18 @@ class Text(Modality):
         return {"prompt": tokens.to(self.device), "mask": mask.to(self.device)}
 
     def forward(self, module: nn.Module, x: Tensor, time: Tensor, cond: Cond) -> Tensor:
-        """Logits [B, L, V] of masked tokens, or the mean embedding [B, L, D] under the predicted distribution."""
+        """Logits [B, L, V] of masked tokens, or the mean embedding [B, L, D] under the predicted distribution.
+
+        With `positions` [B, A] in `cond`, logits [B, A, V] of the masked tokens at these places.
+        """
         import torch
 
         from suite.modalities.text import embedding
-        from suite.modalities.text.network import text_logits
+        from suite.modalities.text.network import part_logits, text_logits
 
         if self.table is None:
+            if (positions := cond.get("positions")) is not None:
+                return part_logits(module, x, cond["prompt"].shape[1] + positions)
             return text_logits(module, cond["prompt"], cond["mask"], x)
         before = cond.get("before")
         before = torch.zeros_like(x) if before is None else before

@@ -22,14 +22,16 @@ class SelfConditioned:
 
     inner: Denoiser
     start: Tensor
-    _last: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    _last: dict[tuple[str, str], Tensor] = field(default_factory=dict, repr=False)
 
     def denoise(self, x: Tensor, t: Tensor, cond: Cond, call: Call) -> Tensor:
         count = x.shape[0] // len(call.branches)
         # A branch that is new while others are not (guidance in an interval) starts from nothing.
-        before = torch.cat([self._last.get(b, x.new_zeros(count, *x.shape[1:])) for b in call.branches])
+        empty = x.new_zeros(count, *x.shape[1:])
+        before = torch.cat([self._last.get((call.run_id, b), empty) for b in call.branches])
         out = self.inner.denoise(x, t, {**cond, "before": before}, call)
         if len(self.start):
             out = torch.cat([self.start.to(out).expand(len(out), -1, -1), out[:, len(self.start) :]], dim=1)
-        self._last.update(zip(call.branches, out.split(count), strict=True))
+        # By run too: parts of a batch may be run one after the other.
+        self._last.update({(call.run_id, b): o for b, o in zip(call.branches, out.split(count), strict=True)})
         return out

@@ -49,3 +49,16 @@ def text_logits(network: Any, prompt: Tensor, prompt_mask: Tensor, text: Tensor)
     masks = dict.fromkeys(("full_attention", "sliding_attention"), visible)
     hidden = network.model(inputs_embeds=sequence, attention_mask=masks).last_hidden_state
     return network.decoder(network.head(hidden[:, prompt.shape[1] :]))
+
+
+def part_logits(network: Any, tokens: Tensor, places: Tensor) -> Tensor:
+    """Logits [B, A, V] of a part of the text: tokens [B, A] at `places` [B, A] of the sequence [prompt | text].
+
+    The sequence holds these places alone. What they should see of the others (keys and values that were computed
+    before) is brought by whoever asks; see `suite.network.Layout.parts`.
+    """
+    # Of one row, so that it fits every mask of the others that may take its place.
+    visible = places.new_ones(1, 1, 1, places.shape[1], dtype=torch.bool)
+    masks = dict.fromkeys(("full_attention", "sliding_attention"), visible)
+    body = network.model(inputs_embeds=embed(network, tokens), attention_mask=masks, position_ids=places)
+    return network.decoder(network.head(body.last_hidden_state))

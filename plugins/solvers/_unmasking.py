@@ -101,17 +101,25 @@ class Unmasking(Solver):
         if state is None:
             masked = is_open(probabilities, x)
             state = Progress(masked.sum(-1), self.noise.sigma(t), masked, torch.where(masked, x, -1).max())
-        drawn = self.draw(probabilities, lambda: rng.uniform(x.shape[1:]).to(x.device))
-        certainty = probabilities.gather(-1, drawn[..., None])[..., 0]
-        score = evidence(self.by, probabilities, certainty, lambda: rng.uniform(x.shape[1:]).to(x.device))
         owed = state.open.sum(-1) - self._left(state, s)
         least = owed.clamp(min=1) if self.rule else owed
+        eligible = within_blocks(state.open, least, self.block)
+        drawn = self._drawn(probabilities, x, eligible, rng)
+        certainty = probabilities.gather(-1, drawn[..., None])[..., 0]
+        score = evidence(self.by, probabilities, certainty, lambda: rng.uniform(x.shape[1:]).to(x.device))
         ranking = rank(probabilities, certainty, score, state.open, least, self.block)
         count = torch.maximum(least, self.rule(ranking)) if self.rule else least
         chosen = torch.arange(x.shape[1], device=x.device) < count[:, None]
         uncovered = torch.zeros_like(state.open).scatter(-1, ranking.order, chosen & ranking.eligible)
         left = Progress(state.first, state.sigma, state.open & ~uncovered, state.mask)
         return torch.where(uncovered, drawn, x), left
+
+    def _drawn(self, probabilities: Tensor, x: Tensor, eligible: Tensor, rng: SampleRng) -> Tensor:
+        """Tokens [B, L]: drawn where a place may be uncovered now, x elsewhere; a draw costs as much as a layer."""
+        here = eligible.nonzero(as_tuple=True)
+        drawn = x.clone()
+        drawn[here] = self.draw(probabilities[here], lambda: rng.uniform(x.shape[1:]).to(x.device)[here])
+        return drawn
 
     def _left(self, state: Progress, s: Tensor) -> Tensor:
         """[B] most places that may be masked at time s."""
@@ -142,19 +150,23 @@ def entropy(probabilities: Tensor) -> Tensor:
     return torch.special.entr(probabilities.double()).sum(-1)
 
 
-def rank(probabilities: Tensor, certainty: Tensor, score: Tensor, masked: Tensor, least: Tensor, block: int) -> Ranking:
-    """Order the masked places by score, blocks from left to right.
-
-    Eligible are those of the first block that has a mask, and of as many further blocks as `least` [B] places fill.
-    """
+def within_blocks(masked: Tensor, least: Tensor, block: int) -> Tensor:
+    """[B, L] masked places of the first block that has any, and of as many further blocks as `least` [B] fills."""
+    if not block:
+        return masked
     place = torch.arange(masked.shape[1], device=masked.device).expand_as(masked)
-    eligible = masked
+    filled = masked & (masked.cumsum(-1) == least.clamp(min=1)[:, None])
+    last = torch.where(filled, place, 0).amax(-1, keepdim=True)
+    last = torch.where(filled.any(-1, keepdim=True), last, masked.shape[1] - 1)
+    return masked & (place < (last // block + 1) * block)
+
+
+def rank(probabilities: Tensor, certainty: Tensor, score: Tensor, masked: Tensor, least: Tensor, block: int) -> Ranking:
+    """Order the masked places by score, blocks from left to right, what is not eligible (`within_blocks`) last."""
+    eligible = within_blocks(masked, least, block)
     order = score.masked_fill(~masked, -torch.inf).argsort(dim=-1, descending=True, stable=True)
     if block:
-        filled = masked & (masked.cumsum(-1) == least.clamp(min=1)[:, None])
-        last = torch.where(filled, place, 0).amax(-1, keepdim=True)
-        last = torch.where(filled.any(-1, keepdim=True), last, masked.shape[1] - 1)
-        eligible = masked & (place < (last // block + 1) * block)
+        place = torch.arange(masked.shape[1], device=masked.device).expand_as(masked)
         number = torch.where(eligible, place // block, masked.shape[1])
         order = order.gather(-1, number.gather(-1, order).argsort(dim=-1, stable=True))
     return Ranking(probabilities, certainty, order, eligible.gather(-1, order))

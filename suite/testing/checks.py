@@ -51,7 +51,7 @@ from suite.rng import SampleRng
 from suite.schedule import Schedule, check_timesteps
 from suite.solver import AdaptiveSolver, Denoise, Solver
 from suite.testing.oracles import Mixture, PointMass, Tokens, a_run, drive, moments, observed_order
-from suite.testing.tiny import Outcome, Tiny
+from suite.testing.tiny import Outcome, Tiny, TinyTokens
 from suite.wrap import Wrap
 
 #: Every family of real-valued noise, one member each.
@@ -554,12 +554,13 @@ def check_solver_is_finite_at_both_ends(subject: Subject) -> None:
 
 
 @cache
-def _built_once(network: str) -> Tiny:
-    return Tiny.build(network=network)
+def _built_once(network: str, tokens: bool) -> Tiny:
+    return TinyTokens.build() if tokens else Tiny.build(network=network)
 
 
 def _tiny(subject: Subject) -> Tiny:
-    return _built_once(subject.cls.kit_network)
+    """The network that a plugin is checked on: over tokens if it needs them, else of the kind that it asks for."""
+    return _built_once(subject.cls.kit_network, "needs-tokens" in subject.plugin.effects)
 
 
 @dataclass
@@ -601,7 +602,8 @@ def check_wrap_keeps_shape_and_dtype(subject: Subject, hook: str) -> None:
     assert after.shape == before.shape, f"the network gives {tuple(after.shape)}, expected {tuple(before.shape)}"
     assert after.dtype is before.dtype, f"the network gives {after.dtype}, expected {before.dtype}"
     out = _wrapped(subject, hook, (0, 1)).generate((0, 1)).x0
-    assert out.shape == before.shape and out.dtype is torch.float32, f"x0 is {tuple(out.shape)} {out.dtype}"
+    prior = wrapped.tiny.prior((0, 1))
+    assert out.shape == prior.shape and out.dtype is prior.dtype, f"x0 is {tuple(out.shape)} {out.dtype}"
     assert out.isfinite().all(), "x0 is not finite"
 
 
@@ -637,14 +639,14 @@ def check_wrap_keeps_branches_apart(subject: Subject, hook: str) -> None:
     def conditional(order: tuple[str, ...]) -> list[Tensor]:
         wrapped = _wrapped(subject, hook)
         denoiser, cond = wrapped.tiny.denoiser(wrapped.wrap), wrapped.tiny.cond((0,))
-        steps, x, out = wrapped.tiny.steps, wrapped.tiny.prior((0,)), []
+        steps, out = wrapped.tiny.steps, []
         for step in range(steps):
             t = 1 - step / steps
             for branch in order:
                 call = Call(step, steps, t, t - 1 / steps, branch=branch, run_id="branches")
                 with torch.inference_mode():
                     # A state of its own a step, equal for all orders: only the wrap can make them differ.
-                    state = t * x + (1 - t) * x.roll(1, -1)
+                    state = wrapped.tiny.state((0,), step)
                     got = denoiser.denoise(state, torch.tensor(t, dtype=torch.float64), cond[branch], call)
                 if branch == "cond":
                     out.append(got.clone())

@@ -19,15 +19,17 @@ from suite.guidance import Guidance
 from suite.manager import Manager
 from suite.mesh import Mesh
 from suite.network import Layout, Network
-from suite.noise import Flow, NoiseSchedule
+from suite.noise import Flow, Masked, NoiseSchedule
 from suite.prediction import Prediction
 from suite.rng import SampleRng
 from suite.run import Run
 from suite.sampler import Problem, Sampler, march
+from suite.solver import Denoise, Solver, SolverFacts
 from suite.testing.oracles import Euler, a_run
 from suite.wrap import Wrap, WrapReport
 
 CHANNELS, SIZE, TEXT, WORDS = 4, 8, 16, 5
+VOCABULARY, MASK, PROMPT, LENGTH = 12, 1, 3, 8
 
 
 def pixart(seed: int = 0) -> nn.Module:
@@ -49,6 +51,40 @@ def pixart(seed: int = 0) -> nn.Module:
             use_additional_conditions=False,
         )
     return module.eval().requires_grad_(False)
+
+
+def modernbert(seed: int = 0, layers: int = 2) -> nn.Module:
+    """A ModernBERT of transformers with random weights: full attention, width 32, 12 tokens of which 1 is the mask."""
+    from transformers import ModernBertConfig, ModernBertForMaskedLM
+
+    special = dict.fromkeys(("pad_token_id", "eos_token_id", "bos_token_id", "cls_token_id", "sep_token_id"), 0)
+    config = ModernBertConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        layer_types=["full_attention"] * layers,
+        initializer_range=0.5,  # so that what a token says depends on its neighbours
+        **special,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        module = ModernBertForMaskedLM(config)
+    return module.eval().requires_grad_(False)
+
+
+def forward_tokens(module: Any, x: Tensor, time: Tensor, cond: Cond) -> Tensor:
+    """Logits of [prompt | x], or of the places `positions` of x alone; see `suite.network.Layout.parts`."""
+    del time
+    prompt, positions = cond["prompt"], cond.get("positions")
+    embed = module.get_input_embeddings()
+    if positions is None:
+        sequence, places = torch.cat([embed(prompt), embed(x)], 1), None
+    else:
+        sequence, places = embed(x), prompt.shape[1] + positions
+    body = module.model(inputs_embeds=sequence, position_ids=places).last_hidden_state
+    return module.decoder(module.head(body[:, -x.shape[1] :]))
 
 
 def unet(seed: int = 0) -> nn.Module:
@@ -206,16 +242,25 @@ class Tiny:
         seeds = tuple(seeds)
         run = run or self.run(seeds)
         counter = Counter()
-        guidance = Guidance(run.guidance, run.guidance_interval, batched)
+        guidance = Guidance(run.guidance, run.guidance_interval, batched, tokens=self.noise.discrete)
         guidance = wrap.guidance(guidance) if wrap and wrap.guidance else guidance
         guided = guidance.wrap(self.denoiser(wrap, counter))
         sampler: Sampler = wrap.sampler(march) if wrap and wrap.sampler else march
         times = torch.linspace(1, 0, run.steps + 1, dtype=torch.float64)
-        x = self.prior(seeds).to(torch.float64 if self.dtype is torch.float64 else torch.float32)
-        solver = Euler(self.noise)
+        x = self.prior(seeds)
+        if x.is_floating_point():
+            x = x.to(torch.float64 if self.dtype is torch.float64 else torch.float32)
         rng = SampleRng(seeds)
-        x0 = sampler(Problem(x, times, guided, self.cond(seeds), solver, self.noise, rng, run))
+        x0 = sampler(Problem(x, times, guided, self.cond(seeds), self._solver(), self.noise, rng, run))
         return Outcome(x0, wrap.report() if wrap else None, counter)
+
+    def _solver(self) -> Solver:
+        return Euler(self.noise)
+
+    def state(self, seeds: Sequence[int], step: int) -> Tensor:
+        """Some x for a step, the same for whoever asks."""
+        x, t = self.prior(seeds), 1 - step / self.steps
+        return t * x + (1 - t) * x.roll(1, -1)
 
     @torch.inference_mode()
     def once(self, module: nn.Module, seeds: Sequence[int] = (0,)) -> Tensor:
@@ -224,3 +269,65 @@ class Tiny:
         with activate(call):
             time = self.noise.time_input(torch.ones(len(seeds), dtype=torch.float64)).float()
             return forward(module, self.prior(seeds).to(self.dtype), time, self.cond(seeds)["cond"])
+
+
+@dataclass(frozen=True)
+class FromTheLeft(Solver):
+    """Uncovers the first masked place with its most probable token at each step, and evaluates even if none is left."""
+
+    block: int = 4
+    facts = SolverFacts(order=1, discrete=True)
+
+    def step(self, denoise: Denoise, x: Tensor, t: Tensor, s: Tensor, state: Any, rng: SampleRng) -> tuple[Tensor, Any]:
+        best = denoise(x, t).argmax(-1)
+        masked = x == MASK
+        first = masked & (masked.long().cumsum(-1) == 1)
+        return torch.where(first, best, x), state
+
+
+@dataclass
+class TinyTokens(Tiny):
+    """The same over masked tokens: for plugins with the word `needs-tokens`."""
+
+    noise: NoiseSchedule = field(default_factory=Masked)
+    prediction: Prediction = Prediction.LOGITS
+
+    @staticmethod
+    def build(seed: int = 0, layers: int = 2) -> TinyTokens:
+        """A new one; equal seeds give equal weights."""
+        return TinyTokens(modernbert(seed, layers))
+
+    @property
+    def network(self) -> Network:
+        """As the hooks receive it."""
+        return Network(self.module, Layout((LENGTH,), tokens=LENGTH, parts=True), timeless=True)
+
+    def cond(self, seeds: Sequence[int]) -> Mapping[str, Cond]:
+        """Prompts of both branches; a row depends on its seed only."""
+        rows = (SampleRng([1000 + s for s in seeds]).uniform((PROMPT,)) * (VOCABULARY - 2)).long() + 2
+        return {"cond": {"prompt": rows}, "uncond": {"prompt": torch.full_like(rows, 2)}}
+
+    def prior(self, seeds: Sequence[int]) -> Tensor:
+        """Masks."""
+        return torch.full((len(seeds), LENGTH), MASK)
+
+    def state(self, seeds: Sequence[int], step: int) -> Tensor:
+        """x at a step: one token more is known at each."""
+        known = (SampleRng(seeds).uniform((LENGTH,)) * (VOCABULARY - 2)).long() + 2
+        return torch.where(torch.arange(LENGTH) < step, known, MASK)
+
+    def denoiser(self, wrap: Wrap | None = None, counter: Counter | None = None) -> Denoiser:
+        """The network as a denoiser, with the wrap's network and denoiser parts applied."""
+        module = wrap.network(self.module) if wrap and wrap.network else self.module
+        out: Denoiser = NetworkDenoiser(
+            module, forward_tokens, self.noise, self.prediction, self.dtype, counter or Counter(), MASK
+        )
+        return wrap.denoiser(out) if wrap and wrap.denoiser else out
+
+    def once(self, module: nn.Module, seeds: Sequence[int] = (0,)) -> Tensor:
+        """One plain evaluation of a module on this problem's input, as the engine would make it."""
+        with torch.inference_mode(), activate(Call(0, self.steps, 1.0, 1 - 1 / self.steps, run_id="once")):
+            return forward_tokens(module, self.prior(seeds), torch.ones(len(seeds)), self.cond(seeds)["cond"])
+
+    def _solver(self) -> Solver:
+        return FromTheLeft()

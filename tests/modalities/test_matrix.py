@@ -54,6 +54,18 @@ SHAPES = {
     **{("diffusers-cache", name): "diffusers' hook does not fit" for name in ("gloss-masked", "gloss-continuous")},
     **{("t-gate", name): "looked for cross_attention" for name in ("gloss-masked", "gloss-continuous")},
     ("early-exit", "emoji-unet-32"): "nested in the stages of a U-Net",
+    ("text-kv", "gloss-continuous"): "where text and sample share one sequence",
+    ("text-kv", "gloss-masked"): "where text and sample share one sequence",
+    ("nirvana", "gloss-continuous"): "and no vectors",
+    ("nirvana", "gloss-masked"): "and no vectors",
+    # Its prior is told the camera among the words, and the camera is another one at every iteration.
+    ("text-kv", "furniture-64"): "the text was another one at every evaluation",
+}
+#: What a plugin needs of the rest of the recipe to act on a model over tokens.
+BESIDE = {
+    "prefix-kv": Recipe(solver=Named("confidence", {"block": 4})),
+    "dual-kv": Recipe(solver=Named("confidence", {"block": 4})),
+    "unchanged": Recipe(steps=40),  # more than tokens, so that some step changes none
 }
 
 
@@ -71,7 +83,8 @@ def planned(hook: str, name: str, modality: str, model: str) -> Plan:
     """The model's own defaults with this one plugin in its hook, set so that it acts."""
     named = Named(name, dict(installed()[name].load().acting_options))
     chosen = {hook: named if hook in ("schedule", "solver") else (named,)}
-    return make_plan(modality, overrides=Recipe(**chosen, steps=STEPS, guidance=2.0, dtype="fp32"), model=model)
+    recipe = BESIDE.get(name, Recipe()).over(Recipe(**chosen, steps=STEPS, guidance=2.0, dtype="fp32"))
+    return make_plan(modality, overrides=recipe, model=model)
 
 
 def declared(engine: Engine, hook: str, name: str) -> str | None:
