@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from suite import cli_generate, cli_list, cli_schedule, cli_work
+from suite import cli_bench, cli_generate, cli_list, cli_schedule, cli_work
 from suite.discovery import MODALITIES, installed
 from suite.errors import SuiteError
 
@@ -58,6 +58,11 @@ def application(named: str = "") -> typer.Typer:
     schedules.callback()(lambda: None)
     schedules.command()(cli_schedule.optimize)
     app.add_typer(schedules, name="schedule")
+    bench = group("Measure what methods cost and lose.")
+    bench.callback()(lambda: None)
+    bench.command()(cli_bench.solvers)
+    bench.command()(cli_bench.caches)
+    app.add_typer(bench, name="bench")
     data = group("Fetch and prepare training data.")
     data.callback()(lambda: None)
     data.command()(cli_work.prepare)

@@ -69,7 +69,7 @@ class Job:
     def run(self) -> tuple[grids.GridFile, dict[str, Any]]:
         """Fit, measure, write; returns the grid and the numbers."""
         started = time.perf_counter()
-        with open_engine(self.plan, self.device) as engine, _progress() as on_call:
+        with open_engine(self.plan, self.device) as engine, progress() as on_call:
             fitting = self._problem(engine, self.seed, self.samples, on_call)
             fitted = self.method.fit(fitting)
             self._check(fitted, fitting)
@@ -202,7 +202,7 @@ def _refuse(plan: Plan, method: GridMethod, name: str) -> None:
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
+def progress() -> Iterator[Callable[[str, int, int], None]]:
     """A bar for each stage on stderr if that is a terminal."""
     if not sys.stderr.isatty():
         yield lambda title, done, total: None

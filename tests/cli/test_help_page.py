@@ -28,6 +28,8 @@ COMMANDS = (
     "recipes show",
     "doctor",
     "schedule optimize",
+    "bench solvers",
+    "bench caches",
     "data prepare",
     "train",
 )
