@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, ScalarFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator
 
 from suite.bench.record import Record
 from suite.output import write
@@ -45,8 +45,9 @@ def solvers(record: Record) -> None:
                 handles.setdefault(method, line)
         _logarithmic(axis, sorted({row["budget"] for row in rows}))
         axis.set_title(grid, fontsize=9)
-    for axis in axes[len(grids) :]:
-        axis.set_visible(False)
+    for number, axis in enumerate(axes):
+        axis.set_visible(number < len(grids))
+        axis.tick_params(labelbottom=number + columns >= len(grids))  # the last of its column
     figure.supxlabel("evaluations of the denoiser", fontsize=9)
     figure.supylabel("relative error of x0", fontsize=9)
     figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize=8, frameon=False)
@@ -61,11 +62,17 @@ def _logarithmic(axis: Axes, ticks: Sequence[int]) -> None:
     axis.set_xscale("log")
     axis.set_yscale("log")
     axis.set_xticks(ticks)
-    axis.xaxis.set_major_formatter(ScalarFormatter())
-    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.xaxis.set_major_formatter(FuncFormatter(_plain))
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter(FuncFormatter(_plain))
     axis.minorticks_off()
     axis.grid(alpha=0.25, linewidth=0.5)
     axis.tick_params(labelsize=8)
+
+
+def _plain(value: float, position: object) -> str:
+    del position
+    return f"{value:g}"
 
 
 def _save(record: Record, figure: Figure) -> None:
@@ -95,6 +102,9 @@ def caches(record: Record) -> None:
                 look = {"color": COLOURS[number % len(COLOURS)], "marker": MARKS[number % len(MARKS)]}
                 (handles[name],) = axis.plot(x, y, linewidth=0.8, markersize=5, **look)
         axis.set_yscale("log")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter(FuncFormatter(_plain))
+        axis.minorticks_off()
         axis.grid(alpha=0.25, linewidth=0.5)
         axis.tick_params(labelsize=8)
         axis.set_title(f"{steps} steps", fontsize=9)

@@ -204,6 +204,6 @@ def reference_grid(noise: NoiseSchedule, steps: int, interval: tuple[float, floa
     inner = np.interp(np.linspace(0, 1, max(2, steps - 1)), share.numpy(), fine.numpy())
     times = {1.0, 0.0, *inner.tolist()}
     for edge, outside in ((low, low - EDGE), (high, high + EDGE)):
-        if 0 < edge < 1:
+        if least < edge < 1:
             times = {t for t in times if abs(t - edge) > 2 * EDGE} | {edge, outside}
     return torch.tensor(sorted(times, reverse=True), dtype=torch.float64)
