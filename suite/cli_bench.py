@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -267,6 +268,7 @@ def solvers(
     methods = chosen("solver", solver, modality, refuse, record)
     grids = chosen("schedule", schedule, modality, lambda plugin: None, record)
 
+    @functools.cache  # a plan takes some milliseconds, and its plugins keep nothing
     def cell(solver: str, schedule: str, steps: int) -> Plan:
         return request.plan(Recipe(solver=Named.parse(solver), schedule=Named.parse(schedule), steps=steps))
 
@@ -402,6 +404,7 @@ def caches(
     record = Record.open(output, "caches", facts, resume=resume)
     names = chosen("cache", cache, modality, lambda plugin: None, record)
 
+    @functools.cache
     def cell(name: str, count: int) -> Plan:
         return request.plan(Recipe(steps=count, cache=(Named.parse(name),) if name else NONE))
 

@@ -115,17 +115,21 @@ def test_a_solver_that_evaluates_twice_gets_half_the_steps(suite, model):
     assert all(row["evaluations"] <= 9 for row in rows.values())
 
 
-def test_by_default_every_deterministic_solver_on_every_grid(suite, model):
-    done = suite(*SOLVERS, "fake", "--model", model, "--evaluations", "10", "--reference", 20, "--samples", 1, "--json")
+def test_by_default_every_deterministic_solver_and_every_grid(suite, here, model):
+    words = (*SOLVERS, "fake", "--model", model, "--evaluations", "10", "--reference", 20, "--samples", 1, "--json")
+    done = suite(*words, "--schedule", "karras")
     assert done.code == 0, done.err
-    rows, left = done.json["rows"], done.json["left_out"]
-    measured = {row["solver"] for row in rows}
+    measured = {row["solver"] for row in done.json["rows"]}
     assert {"ddim", "heun", "unipc:order=2", "unipc:order=3", "deis:order=3", "dpmpp-2m"} <= measured
     assert "euler" not in measured and "ancestral" not in measured and "diffusers" not in measured
-    assert {"log-snr", "karras", "beta"} <= {row["schedule"] for row in rows}
-    why = {entry.get("solver", entry.get("schedule")): entry["reason"] for entry in left}
-    assert "draws noise" in why["ancestral"] and "its times are those of" in why["uniform"]
-    assert all(row["stderr"] is None for row in rows)  # one sample has no spread
+    assert all(row["stderr"] is None for row in done.json["rows"])  # one sample has no spread
+    why = {entry["solver"]: entry["reason"] for entry in done.json["left_out"]}
+    assert "draws noise" in why["ancestral"] and "how often it evaluates" in why["dopri5"]
+    (here / "solvers.json").unlink()
+    done = suite(*words, "--solver", "ddim")
+    assert {"log-snr", "karras", "beta"} <= {row["schedule"] for row in done.json["rows"]}
+    why = {entry["schedule"]: entry["reason"] for entry in done.json["left_out"]}
+    assert "its times are those of" in why["uniform"] and "grid" not in {row["schedule"] for row in done.json["rows"]}
 
 
 def test_without_json_a_table_is_printed(suite, model):
