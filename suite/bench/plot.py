@@ -43,7 +43,7 @@ def solvers(record: Record) -> None:
                 look = {"color": COLOURS[number % len(COLOURS)], "linestyle": DASHES[number // len(COLOURS) % 4]}
                 line = axis.errorbar(x, y, spread, marker="o", markersize=2.5, linewidth=1.1, elinewidth=0.6, **look)
                 handles.setdefault(method, line)
-        _logarithmic(axis, sorted({row["budget"] for row in rows}))
+        _logarithmic(axis, sorted({row["budget"] for row in rows}), rows)
         axis.set_title(grid, fontsize=9)
     for number, axis in enumerate(axes):
         axis.set_visible(number < len(grids))
@@ -58,9 +58,13 @@ def solvers(record: Record) -> None:
     _save(record, figure)
 
 
-def _logarithmic(axis: Axes, ticks: Sequence[int]) -> None:
+def _logarithmic(axis: Axes, ticks: Sequence[int], rows: Sequence[dict[str, Any]]) -> None:
     axis.set_xscale("log")
     axis.set_yscale("log")
+    # Given, because there may be one number alone, and bars that reach below 0 would take the axis with them.
+    for limit, key, margin in ((axis.set_xlim, "evaluations", 1.1), (axis.set_ylim, "error", 1.5)):
+        values = [row[key] for row in rows]
+        limit(min(values) / margin, max(values) * margin)
     axis.set_xticks(ticks)
     axis.xaxis.set_major_formatter(FuncFormatter(_plain))
     axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
