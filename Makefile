@@ -26,7 +26,7 @@ $(DEMO_STAMP): $(SPEC) | $(BIN)/python
 	@touch $@
 
 $(TEST_STAMP): $(SPEC) | $(BIN)/python
-	$(PIP) install -c constraints.txt -e '.[image,video,audio,3d,metrics,solvers,caches,dev]'
+	$(PIP) install -c constraints.txt -e '.[image,video,audio,3d,metrics,bench,solvers,caches,dev]'
 	@touch $@
 
 demo: $(DEMO_STAMP) ## install what an image needs and make one

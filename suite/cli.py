@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from suite import cli_cache, cli_generate, cli_list, cli_schedule, cli_work
+from suite import cli_bench, cli_cache, cli_generate, cli_list, cli_schedule, cli_work
 from suite.discovery import MODALITIES, installed
 from suite.errors import SuiteError
 
@@ -62,6 +62,11 @@ def application(named: str = "") -> typer.Typer:
     caches.callback()(lambda: None)
     caches.command()(cli_cache.calibrate)
     app.add_typer(caches, name="cache")
+    bench = group("Measure what methods cost and lose.")
+    bench.callback()(lambda: None)
+    bench.command()(cli_bench.solvers)
+    bench.command()(cli_bench.caches)
+    app.add_typer(bench, name="bench")
     data = group("Fetch and prepare training data.")
     data.callback()(lambda: None)
     data.command()(cli_work.prepare)

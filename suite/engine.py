@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -58,6 +59,8 @@ class Result:
     modality: Modality
     #: The run was ended early by Ctrl-C; artifacts are what there was then, perhaps fewer than prompts.
     stopped: bool = False
+    #: What the artifacts were decoded from: x0 [B, ...], or after distillation a list of `Distilled`.
+    content: Any = None
 
     def metadata(self, index: int) -> dict[str, Any]:
         """What is written into artifact `index`: enough to make it again."""
@@ -141,6 +144,31 @@ class Engine:
             if wrap and wrap.undo:
                 wrap.undo()
         self.network = self.modality.network
+
+    def under(self, plan: Plan) -> Engine:
+        """The same loaded model under another plan, for tools that compare plans without loading each.
+
+        The plans may differ in what acts once a run: schedule, solver, caches, steps, guidance. This engine stays
+        the owner: close it, and not the one that is returned.
+
+        Raises:
+            ConfigError: they differ in what acts once a load.
+        """
+
+        def loaded(p: Plan) -> tuple[Any, ...]:
+            dtype = resolve_dtype(p.recipe.dtype or "auto", self.device)
+            return p.modality.name, p.folder.path, dtype, p.recipe.compress, p.recipe.parallelize
+
+        if loaded(plan) != loaded(self.plan):
+            raise ConfigError(
+                "a loaded model cannot go over to another modality, model, dtype, compressor or way to use ranks; "
+                "load it anew"
+            )
+        other = copy(self)
+        other.plan = plan
+        actives = [a for hook in ("compress", "parallelize") for a in plan.manager.of(hook)]
+        other._loaded = [(active, wrap) for active, (_, wrap) in zip(actives, self._loaded, strict=True)]
+        return other
 
     def init(self, path: str | Path, strength: float | None = None) -> Init:
         """A file to begin with; see `suite.start.Init.of`."""
@@ -459,7 +487,7 @@ class Engine:
         encoding = {"reused": reused, "bytes_held": sum(_bytes(cond) for cond in self._encoded.values())}
         report = self._report(run, request, counter, clock.laps, plugins, counted, problem, encoding)
         stopped = isinstance(content, list) and not (len(content) == request.batch and content[-1].complete)
-        return Result(artifacts, report, self.modality, stopped)
+        return Result(artifacts, report, self.modality, stopped, content)
 
     def _encode(self, request: Request) -> tuple[Mapping[str, Cond], bool]:
         """The request's conditioning, and whether an equal request of this engine had it already.

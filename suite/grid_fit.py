@@ -95,6 +95,8 @@ class ModelProblem:
         batch: samples evaluated at once.
         reference: even steps of the reference.
         on_call: called with (title, calls done, calls in all) after each evaluation.
+        clean: samples of the same seeds that count as exact, in parts as `batch` makes them; None is the problem's
+            own solver on `reference` even steps.
     """
 
     engine: Engine
@@ -103,8 +105,8 @@ class ModelProblem:
     batch: int = 8
     reference: int = 100
     on_call: Callable[[str, int, int], None] = lambda title, done, total: None
+    clean: Sequence[Tensor] | None = None
     counter: Counter = field(init=False)
-    _clean: list[Tensor] | None = None
 
     def __post_init__(self) -> None:
         from suite.denoiser import Counter
@@ -122,7 +124,8 @@ class ModelProblem:
     def _problem(self, part: slice) -> Problem:
         return self.engine.problem(self.prompts[part], self.seeds[part], self.counter)
 
-    def _sample(self, title: str, times: Tensor) -> list[Tensor]:
+    def sample(self, title: str, times: Tensor) -> list[Tensor]:
+        """The solver's samples on a grid, in parts."""
         import torch
 
         from suite.sampler import march
@@ -141,14 +144,14 @@ class ModelProblem:
                 out.append(march(problem))
         return out
 
-    def samples(self) -> list[Tensor]:
+    def samples(self) -> Sequence[Tensor]:
         """The reference's samples in parts; made once."""
         import torch
 
-        if self._clean is None:
+        if self.clean is None:
             even = torch.linspace(1, 0, self.reference + 1, dtype=torch.float64)
-            self._clean = self._sample("reference", even)
-        return self._clean
+            self.clean = self.sample("reference", even)
+        return self.clean
 
     def passes(self, title: str, calls: int) -> Iterator[tuple[Tensor, Denoise, torch.Generator]]:
         """See `GridProblem`."""
@@ -175,10 +178,33 @@ class ModelProblem:
     def error(self, times: Tensor) -> float:
         """See `GridProblem`."""
         clean = self.samples()
-        got = self._sample("sampling", times)
-        away = sum(float((g.double() - c.double()).square().sum()) for g, c in zip(got, clean, strict=True))
-        size = sum(float(c.double().square().sum()) for c in clean)
-        return (away / size) ** 0.5
+        return relative_error(self.sample("sampling", times), clean)[0]
+
+
+def relative_error(got: Sequence[Tensor], exact: Sequence[Tensor]) -> tuple[float, float | None]:
+    """Root mean square distance over root mean square size, and its standard error over the samples.
+
+    The standard error is the jackknife's; None of a single sample. Tokens have the share that differs instead.
+
+    Args:
+        got, exact: samples [B, ...] in equal parts.
+    """
+    import torch
+
+    pairs = list(zip(got, exact, strict=True))
+    tokens = not exact[0].is_floating_point()
+    if tokens:
+        away = torch.cat([(g != e).double().flatten(1).mean(1) for g, e in pairs])
+        size = torch.ones_like(away)
+    else:
+        away = torch.cat([(g.double() - e.double()).square().flatten(1).sum(1) for g, e in pairs])
+        size = torch.cat([e.double().square().flatten(1).sum(1) for _, e in pairs])
+    power, count = 1.0 if tokens else 0.5, len(away)
+    error = float(away.sum() / size.sum()) ** power
+    if count < 2:
+        return error, None
+    without = ((away.sum() - away).clamp(min=0) / (size.sum() - size)) ** power
+    return error, float(((count - 1) * without.var(correction=0)).sqrt())
 
 
 def hash_seed(seeds: Sequence[int]) -> int:

@@ -66,6 +66,8 @@ class Plugin:
         lossless: bit-identical, or within 1.5x of the baseline's own rounding error against float64.
         effects: words of `EFFECT_WORDS` and words of your own (with a dot, `vendor.word`).
         rules: rules of your own about the words of the active chain.
+        bench_options: settings that `suite bench` measures when it is not told which, from careful to bold; by
+            default the plugin's defaults alone, and none if the plugin has nothing of its own to measure.
 
     For the conformance kit alone:
         noop_options: options with which the plugin must change nothing; empty if there are none.
@@ -82,6 +84,7 @@ class Plugin:
     lossless: bool = False
     effects: frozenset[str] = frozenset()
     rules: ClassVar[tuple[Any, ...]] = ()
+    bench_options: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)
     noop_options: ClassVar[dict[str, Any]] = {}
     acting_options: ClassVar[dict[str, Any]] = {}
     kit_network: ClassVar[Literal["transformer", "unet"]] = "transformer"

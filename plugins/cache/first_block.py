@@ -231,6 +231,7 @@ class FirstBlock(Plugin):
     summary = "skip all blocks but the first while its residual changes little; each sample decides for itself"
     paper = "First Block Cache (ParaAttention), after TeaCache (2411.19108)"
     effects = frozenset({"block-outputs", "step-reuse", "dynamic-decision"})
+    bench_options = ({"threshold": 0.05}, {"threshold": 0.1}, {"threshold": 0.2})
     noop_options: ClassVar[dict[str, Any]] = {"threshold": 0.0}
     acting_options: ClassVar[dict[str, Any]] = {"threshold": 0.3}
 

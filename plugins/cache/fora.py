@@ -47,6 +47,7 @@ class FORA(Plugin):
     summary = "reuse attention and MLP outputs for N - 1 of every N steps"
     paper = "FORA (2407.01425), section 3"
     effects = frozenset({"block-outputs", "step-reuse"})
+    bench_options = ({"interval": 2}, {"interval": 3}, {"interval": 4})
     noop_options: ClassVar[dict[str, Any]] = {"interval": 1}
 
     def __post_init__(self) -> None:

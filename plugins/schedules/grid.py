@@ -50,6 +50,7 @@ class Grid(Plugin):
     summary = "a grid that was fitted to the model, from a file"
     paper = "see `suite schedule optimize --help`"
     lossless = True
+    bench_options = ()  # a file is for one model, solver and number of steps
     effects = frozenset({"time-grid", "optimised-grid"})
     acting_options = {"file": "gaussian-flow-10"}  # noqa: RUF012  # ClassVar in the base class
 

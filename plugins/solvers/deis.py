@@ -111,6 +111,7 @@ class DEIS(Plugin):
     paper = "DEIS (2204.13902), section 3.2"
     orders = "1-4"
     lossless = True
+    bench_options = ({"order": 2}, {"order": 3})
 
     def __post_init__(self) -> None:
         if self.order not in ORDERS:

@@ -86,6 +86,7 @@ class Diffusers(Plugin):
     paper = "diffusers 0.42, schedulers"
     orders = "1-3"
     lossless = True
+    bench_options = ()  # other methods of the suite, in another implementation
 
     def __post_init__(self) -> None:
         for item in self.config:

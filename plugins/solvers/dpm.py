@@ -96,6 +96,7 @@ class DPM(Plugin):
     paper = "DPM-Solver (2206.00927), algorithms 1, 2"
     orders = "1-3"
     lossless = True
+    bench_options = ({"order": 2}, {"order": 3})
 
     def __post_init__(self) -> None:
         if self.order not in (1, 2, 3):

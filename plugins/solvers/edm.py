@@ -91,6 +91,7 @@ class EDM(Plugin):
     paper = "EDM (2206.00364), algorithm 2"
     orders = "1-2"
     lossless = True
+    bench_options = ({"churn": 40.0},)  # without churn it is Heun
     acting_options: ClassVar[dict[str, Any]] = {"churn": 3.0}
 
     def __post_init__(self) -> None:

@@ -128,6 +128,7 @@ class UniPC(Plugin):
     paper = "UniPC (2302.04867), algorithms 1, 2"
     orders = "1-4"
     lossless = True
+    bench_options = ({"order": 2}, {"order": 3})
 
     def __post_init__(self) -> None:
         if self.order not in ORDERS:

@@ -278,6 +278,17 @@ def check_options_round_trip(subject: Subject) -> None:
 
 
 @_common
+def check_bench_options_can_be_built(subject: Subject) -> None:
+    """Each setting that it asks `suite bench` to measure is one, and can be written as text."""
+    for options in subject.cls.bench_options if "bench_options" in vars(subject.cls) else ():
+        named = Named.parse(str(Named(subject.name, options)))
+        try:
+            build(subject.cls, named.options, name=subject.name)
+        except ConfigError as error:
+            raise AssertionError(f"its bench_options hold {named}, which it refuses: {error}") from error
+
+
+@_common
 def check_effects_are_known(subject: Subject) -> None:
     """Words are of the suite's list, or one's own with a dot, so that rules can match them."""
     effects = subject.plugin.effects

@@ -29,6 +29,8 @@ COMMANDS = (
     "doctor",
     "schedule optimize",
     "cache calibrate",
+    "bench solvers",
+    "bench caches",
     "data prepare",
     "train",
 )

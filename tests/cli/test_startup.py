@@ -35,6 +35,8 @@ def probe(launch):
         ["plugins", "list"],
         ["plugins", "show", "ddim"],
         ["schedule", "optimize", "--help"],
+        ["bench", "solvers", "--help"],
+        ["bench", "caches", "--help"],
     ],
 )
 def test_listings_load_nothing_heavy_and_are_quick(probe, words):

@@ -54,6 +54,16 @@ class Nothing(Plugin):
 
 
 @dataclass(frozen=True)
+class Unmeasurable(Nothing):
+    bench_options = ({"number": 1.0}, {"numbre": 2.0})
+
+
+def test_settings_for_the_bench_must_be_settings() -> None:
+    assert "hold mine:numbre=2.0, which it refuses" in outcome(Unmeasurable(), "bench_options_can_be_built")
+    assert not outcome(Nothing(), "bench_options_can_be_built")
+
+
+@dataclass(frozen=True)
 class DefaultArgument(Plugin):
     summary = "a default"
 

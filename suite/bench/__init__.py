@@ -1,0 +1,1 @@
+"""What `suite bench` measures: solvers against many evaluations, caches against fewer steps."""

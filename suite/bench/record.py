@@ -1,0 +1,128 @@
+"""What a bench has measured so far, in files that are whole at any time: JSON to go on with, CSV to read elsewhere."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from suite.errors import ConfigError
+from suite.output import write
+
+FORMAT = 1
+
+
+@dataclass
+class Record:
+    """Rows of one bench in FOLDER/KIND.json and FOLDER/KIND.csv.
+
+    Attributes:
+        folder, kind: where.
+        request: what all rows have in common; another request cannot be gone on with.
+        reference: what they are compared with, once it is known.
+        rows: one a cell.
+        left_out: what was not measured, each with its reason.
+        made: versions and device; for the reader, never compared.
+    """
+
+    folder: Path
+    kind: str
+    request: Mapping[str, Any]
+    reference: dict[str, Any] = field(default_factory=dict)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    left_out: list[dict[str, Any]] = field(default_factory=list)
+    made: Mapping[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def open(folder: Path, kind: str, request: Mapping[str, Any], *, resume: bool) -> Record:
+        """A new record, or with `resume` the one that lies there.
+
+        Raises:
+            ConfigError: there is one already, or the one that lies there is of another request.
+        """
+        record = Record(folder, kind, json.loads(json.dumps(request)))
+        if not record.file.exists():
+            return record
+        if not resume:
+            raise ConfigError(f"{record.file} exists; go on with it by --resume, or take another folder with -o")
+        try:
+            content = json.loads(record.file.read_text(encoding="utf-8"))
+            version, theirs = content["format"], content["request"]
+            rows, reference = list(content["rows"]), dict(content["reference"])
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise ConfigError(f"{record.file} cannot be gone on with: {type(error).__name__}: {error}") from error
+        if version != FORMAT:
+            raise ConfigError(
+                f"{record.file} has the format {version!r}, this version writes {FORMAT}; take another -o"
+            )
+        for key, mine in record.request.items():
+            if theirs.get(key) != mine:
+                raise ConfigError(
+                    f"{record.file} was measured with {key} = {theirs.get(key)!r}, not {mine!r}: ask for the same, or "
+                    "take another folder with -o"
+                )
+        record.rows, record.reference = rows, reference
+        return record
+
+    @property
+    def file(self) -> Path:
+        """The JSON file."""
+        return self.folder / f"{self.kind}.json"
+
+    def beside(self, ending: str) -> Path:
+        """Another file of this bench."""
+        return self.folder / f"{self.kind}{ending}"
+
+    def find(self, **key: Any) -> dict[str, Any] | None:
+        """The row with these values."""
+        return next((row for row in self.rows if all(row.get(k) == v for k, v in key.items())), None)
+
+    def leave_out(self, reason: str, **what: Any) -> None:
+        """Say why something is not measured."""
+        entry = what | {"reason": reason}
+        if entry not in self.left_out:
+            self.left_out.append(entry)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {
+            "format": FORMAT,
+            "bench": self.kind,
+            "request": dict(self.request),
+            "reference": self.reference,
+            "rows": self.rows,
+            "left_out": self.left_out,
+            "made": dict(self.made),
+        }
+
+    def save(self) -> None:
+        """Write both files, each at once."""
+        text = json.dumps(self.to_dict(), indent=1) + "\n"
+        write(self.file, lambda temporary: _put(temporary, text))
+        write(self.beside(".csv"), self._csv)
+
+    def _csv(self, file: Path) -> None:
+        flat = [_flat(row) for row in self.rows]
+        columns = list(dict.fromkeys(key for row in flat for key in row))
+        with file.open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.DictWriter(stream, columns)
+            writer.writeheader()
+            writer.writerows(flat)
+
+
+def _put(file: Path, text: str) -> None:
+    file.write_text(text, encoding="utf-8")
+
+
+def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row without lists; what lies in a mapping gets a column of its own."""
+    out: dict[str, Any] = {}
+    for key, value in row.items():
+        if isinstance(value, Mapping):
+            out |= {f"{key}.{k}": v for k, v in value.items()}
+        elif not isinstance(value, list | tuple):
+            out[key] = value
+    return out
