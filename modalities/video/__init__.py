@@ -64,7 +64,7 @@ class Video(Modality):
         patch = patch_size(module)
         tokens = self.shape[1] * (self.shape[2] // patch) * (self.shape[3] // patch)
         distilled = bool(folder.facts.get("guidance_distilled"))
-        self.network = Network(module, Layout(self.shape, tokens), distilled, in_turn(module))
+        self.network = Network(module, Layout(self.shape, tokens), distilled, declared=in_turn(module))
         self._length = int(folder.facts.get("text", {}).get("length", 24))
 
     def prior(self, request: Request, rng: SampleRng) -> Tensor:

@@ -108,8 +108,8 @@ def unet(seed: int = 0) -> nn.Module:
     return module.eval().requires_grad_(False)
 
 
-#: What `Plugin.kit_network` may name.
-NETWORKS = {"transformer": pixart, "unet": unet}
+#: What `Plugin.kit_network` may name, and the network over tokens.
+NETWORKS = {"transformer": pixart, "unet": unet, "tokens": modernbert}
 
 
 def forward(module: nn.Module, x: Tensor, time: Tensor, cond: Cond) -> Tensor:
@@ -293,9 +293,9 @@ class TinyTokens(Tiny):
     prediction: Prediction = Prediction.LOGITS
 
     @staticmethod
-    def build(seed: int = 0, layers: int = 2) -> TinyTokens:
-        """A new one; equal seeds give equal weights."""
-        return TinyTokens(modernbert(seed, layers))
+    def build(seed: int = 0, network: str = "tokens") -> TinyTokens:
+        """A new one of `NETWORKS`; equal seeds give equal weights."""
+        return TinyTokens(NETWORKS[network](seed))
 
     @property
     def network(self) -> Network:
