@@ -13,12 +13,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from suite import Engine
 from suite.call import Call, activate, first_steps
 from suite.denoiser import Counter
 from suite.discovery import Entry
 from suite.errors import ConfigError, RuleError
 from suite.manager import Active, Manager
 from suite.network import BlockRef, Network
+from suite.plan import Plan, make_plan
 from suite.plugin import Plugin, build
 from suite.plugins.cache._outputs import centred, every, full_steps, within
 from suite.plugins.cache.deepcache import DeepCache, plan_of
@@ -27,6 +29,7 @@ from suite.plugins.cache.fora import FORA
 from suite.plugins.cache.pab import PAB
 from suite.plugins.cache.t_gate import TGate
 from suite.plugins.parallelize.cfg import CFGParallel
+from suite.recipe import Named, Recipe
 from suite.run import Run
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -664,3 +667,25 @@ def test_networks_without_what_is_needed() -> None:
         DeltaDiT(blocks=3).cache(Setup("pixart").network, RUN)
     with pytest.raises(ConfigError, match=r"delta-dit looked for one chain.*nested in the stages"):
         DeltaDiT().cache(Setup("unet").network, RUN)
+
+
+# ---- in the engine -----------------------------------------------------------------------------
+
+
+def gated() -> Plan:
+    wanted = Recipe(cache=(Named("t-gate", {"gate": 0.5}),), steps=8, guidance=2.0, guidance_interval=(0.0, 1.0))
+    return make_plan("image", overrides=wanted, model="emoji-unet-32")
+
+
+def test_a_negative_prompt_is_a_warning_of_the_request() -> None:
+    plan = gated()
+    assert plan.warnings_for("") == plan.warnings == ()
+    (warning,) = plan.warnings_for("ugly")
+    assert "t-gate" in warning and "rule C25b" in warning
+
+
+def test_the_engine_ends_guidance() -> None:
+    with Engine(gated()) as engine:
+        report = engine.generate("a red apple", negative="ugly").report
+    assert (report.nfe, report.depth) == (8 + 4, 8)
+    assert report.warnings == list(gated().warnings_for("ugly"))
