@@ -25,7 +25,8 @@ class Call:
             by `+` and lie one after the other along the batch axis.
         run_id: identifies the run; a new run has a new id.
         share: of the batch's rows that are asked for; below 1 where one evaluation is split into several calls,
-            whose shares add up to 1, or where the other rows need none. It counts as so much of an evaluation.
+            whose shares add up to 1, or where the other rows need none. It counts as so much of an evaluation. Joined
+            branches may then have different numbers of rows: who splits a batch by branches must ask for all rows.
     """
 
     step: int

@@ -90,7 +90,7 @@ class Nirvana(Plugin):
 
     summary = "begin with the stored intermediate state of a similar prompt; needs a folder to be of use later"
     paper = "NIRVANA (2312.04429), sections 4.2 to 4.4"
-    effects = frozenset({"trajectory", "trajectory-store", "needs-fixed-grid", "call-count"})
+    effects = frozenset({"trajectory", "trajectory-store", "needs-fixed-grid", "call-count", "dynamic-decision"})
     noop_options: ClassVar[dict[str, Any]] = {"shares": (0.0, 0.0, 0.0, 0.0, 0.0)}
 
     def __post_init__(self) -> None:

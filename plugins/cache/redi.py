@@ -73,7 +73,14 @@ class ReDi(Plugin):
     summary = "after the first steps, jump along the nearest stored trajectory; needs a folder to be of use later"
     paper = "ReDi (2302.02285), algorithm 1 and theorem 1"
     effects = frozenset(
-        {"trajectory", "trajectory-store", "needs-fixed-grid", "needs-deterministic-step", "call-count"}
+        {
+            "trajectory",
+            "trajectory-store",
+            "needs-fixed-grid",
+            "needs-deterministic-step",
+            "call-count",
+            "dynamic-decision",
+        }
     )
     noop_options: ClassVar[dict[str, Any]] = {"early": 0.0, "late": 0.0}
 

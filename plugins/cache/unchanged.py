@@ -95,7 +95,7 @@ class Unchanged(Plugin):
     summary = "masked tokens: do not ask again about a text that has not changed; exact"
     paper = "MDLM (2406.07524), section 4.1, caching"
     lossless = True
-    effects = frozenset({"needs-tokens", "exact-reuse"})
+    effects = frozenset({"needs-tokens", "exact-reuse", "dynamic-decision"})
 
     @hookimpl
     def cache(self, network: Network, run: Run) -> Wrap:

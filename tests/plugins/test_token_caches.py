@@ -394,6 +394,10 @@ def test_rules_for_text_caches() -> None:
         Member("threshold", "solver", Threshold(block=8).effects),
     ]
     assert check(chain) == []
+    # Rows of two branches are asked for apart from each other, which ranks that hold one branch each cannot follow.
+    for plugin in (DualKV(), PrefixKV(), Unchanged()):
+        chain = [Member("it", "cache", plugin.effects), Member("cfg", "parallelize", frozenset({"branch-axis"}))]
+        assert [f.rule.id for f in check(chain)] == ["C6"]
 
 
 def test_one_run_from_the_command_line(tmp_path: Path) -> None:

@@ -388,6 +388,8 @@ def test_prompts_without_vectors(tmp_path: Path) -> None:
         (Nirvana(), "stochastic-step", []),
         (ReDi(), "stochastic-step", ["D1"]),
         (ReDi(), "distill", ["C33b"]),
+        (Nirvana(), "branch-axis", ["C6"]),
+        (ReDi(), "branch-axis", ["C6"]),
     ],
 )
 def test_rules(plugin: Plugin, words: str, rules: list[str]) -> None:
