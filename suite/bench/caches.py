@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from scipy.optimize import isotonic_regression
 from torch import Tensor
 
 from suite.bench.record import Record
@@ -150,9 +151,12 @@ def quartiles(values: Sequence[float]) -> tuple[float, float]:
 def steps_in(ratio: float, curve: dict[int, float]) -> int | None:
     """The most steps whose time, linear between those that were measured, is at most `ratio` of all steps' time.
 
-    None where not even one step is, by the line through the two fewest.
+    More steps never take less time: where measured times say so, neighbours are averaged (isotonic regression).
+    None where not even one step is short enough, by the line through the two fewest.
     """
-    known = sorted(curve.items())
+    ordered = sorted(curve.items())
+    rising = isotonic_regression([time for _, time in ordered]).x.tolist()
+    known = list(zip((steps for steps, _ in ordered), rising, strict=True))
     (first, low), (second, high) = known[0], known[1 if len(known) > 1 else 0]
     slope = (high - low) / (second - first) if second > first and high > low else math.inf
     best: int | None = None

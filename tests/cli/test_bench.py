@@ -232,6 +232,7 @@ def test_steps_of_the_same_time():
     curve = {10: 1.0, 5: 0.55, 2: 0.28}  # 0.1 for what every run does, and 0.09 a step
     assert [steps_in(r, curve) for r in (1.2, 1.0, 0.99, 0.56, 0.55, 0.3, 0.27, 0.19)] == [10, 10, 9, 5, 5, 2, 1, 1]
     assert steps_in(0.1, curve) is None
+    assert [steps_in(r, {4: 1.0, 3: 0.7, 2: 0.8, 1: 0.2}) for r in (0.74, 0.76)] == [1, 3]  # both took 0.75
     assert quartiles([1.0]) == (1.0, 1.0) and quartiles([1.0, 2.0, 3.0, 4.0, 5.0]) == (2.0, 4.0)
 
 
