@@ -222,7 +222,11 @@ class Store:
 
     def _write(self, index: Mapping[str, Any]) -> None:
         text = json.dumps({"format": FORMAT, "entries": index}, indent=0)
-        write(self.folder / INDEX, lambda temporary: temporary.write_text(text, encoding="utf-8") and None)
+
+        def save(temporary: Path) -> None:
+            temporary.write_text(text, encoding="utf-8")
+
+        write(self.folder / INDEX, save)
 
 
 def _marks(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, str]:
