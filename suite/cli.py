@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from suite import cli_bench, cli_generate, cli_list, cli_schedule, cli_work
+from suite import cli_generate, cli_list, cli_schedule, cli_work
 from suite.discovery import MODALITIES, installed
 from suite.errors import SuiteError
 
@@ -41,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def application(named: str = "") -> typer.Typer:
     """The commands: one a modality that is installed, then those that are always there.
 
-    Only the modality that is `named` is asked for its own options, because that imports its module.
+    Only the modality that is `named` is asked for its own options, because that imports its module, and only the
+    benches that are named are imported.
     """
     app = group("Generate with diffusion models; every method that makes it cheaper is a plugin.")
     app.callback()(version)
@@ -60,8 +61,11 @@ def application(named: str = "") -> typer.Typer:
     app.add_typer(schedules, name="schedule")
     bench = group("Measure what methods cost and lose.")
     bench.callback()(lambda: None)
-    bench.command()(cli_bench.solvers)
-    bench.command()(cli_bench.caches)
+    if named == "bench":  # its many options cost every other command's start
+        from suite import cli_bench
+
+        bench.command()(cli_bench.solvers)
+        bench.command()(cli_bench.caches)
     app.add_typer(bench, name="bench")
     data = group("Fetch and prepare training data.")
     data.callback()(lambda: None)
