@@ -2,23 +2,42 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
 import traceback
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from typing import Annotated
 
 import typer
 
-from suite import cli_bench, cli_cache, cli_generate, cli_list, cli_schedule, cli_work
+from suite import cli_generate, cli_list, cli_work
 from suite.discovery import MODALITIES, installed
 from suite.errors import SuiteError
 
 NAME = "suite"
 DISTRIBUTION = "efficient-diffusion-suite"
 DEBUG = "SUITE_DEBUG"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Commands below one word, functions of one module."""
+
+    summary: str
+    module: str
+    names: tuple[str, ...]
+
+
+#: Imported only when they are named: their many options cost every other command's start.
+ON_DEMAND = {
+    "schedule": Group("Fit grids of times to a model.", "suite.cli_schedule", ("optimize",)),
+    "cache": Group("Calibrate caches to a model.", "suite.cli_cache", ("calibrate",)),
+    "bench": Group("Measure what methods cost and lose.", "suite.cli_bench", ("solvers", "caches")),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,19 +73,14 @@ def application(named: str = "") -> typer.Typer:
             sub.command(name)(function)
         app.add_typer(sub, name=title)
     app.command()(cli_work.doctor)
-    schedules = group("Fit grids of times to a model.")
-    schedules.callback()(lambda: None)
-    schedules.command()(cli_schedule.optimize)
-    app.add_typer(schedules, name="schedule")
-    caches = group("Calibrate caches to a model.")
-    caches.callback()(lambda: None)
-    caches.command()(cli_cache.calibrate)
-    app.add_typer(caches, name="cache")
-    bench = group("Measure what methods cost and lose.")
-    bench.callback()(lambda: None)
-    bench.command()(cli_bench.solvers)
-    bench.command()(cli_bench.caches)
-    app.add_typer(bench, name="bench")
+    for title, commands in ON_DEMAND.items():
+        sub = group(commands.summary)
+        sub.callback()(lambda: None)
+        if title == named:
+            module = importlib.import_module(commands.module)
+            for name in commands.names:
+                sub.command(name)(getattr(module, name))
+        app.add_typer(sub, name=title)
     data = group("Fetch and prepare training data.")
     data.callback()(lambda: None)
     data.command()(cli_work.prepare)
