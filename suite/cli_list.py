@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -224,21 +224,34 @@ def _print_json(value: Mapping[str, Any]) -> None:
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]], indent: int = 0) -> None:
     """Aligned columns; wrapped to the width of a terminal, one row a line into a pipe."""
+    cells = [[str(cell) for cell in row] for row in ([header] if header else []) + list(rows)]
+    lines = _wrapped(cells, bool(header)) if sys.stdout.isatty() else _padded(cells)
+    for line in lines:
+        print(" " * indent + line.rstrip())
+
+
+def _padded(cells: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Without rich: laying out a long list with it takes longer than reading all plugins."""
+    columns = max(map(len, cells), default=0)
+    widths = [max(len(row[i]) for row in cells if i < len(row)) for i in range(columns)]
+    for row in cells:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False))
+
+
+def _wrapped(cells: Sequence[Sequence[str]], header: bool) -> list[str]:
     from rich.console import Console
     from rich.table import Table
 
-    terminal = sys.stdout.isatty()
-    grid = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=bool(header), header_style="bold")
-    width = max([len(header), *map(len, rows)], default=0)
-    for i in range(width):
-        grid.add_column(header[i] if header else "", overflow="fold", no_wrap=i == 0)
-    for row in rows:
-        grid.add_row(*(str(cell).replace("[", "\\[") for cell in row))
-    console = Console(file=sys.stdout, width=None if terminal else 10_000, highlight=False)
+    names = cells[0] if header else ()
+    grid = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=header, header_style="bold")
+    for i in range(max(map(len, cells), default=0)):
+        grid.add_column(names[i] if i < len(names) else "", overflow="fold", no_wrap=i == 0)
+    for row in cells[1:] if header else cells:
+        grid.add_row(*(cell.replace("[", "\\[") for cell in row))
+    console = Console(file=sys.stdout, highlight=False)
     with console.capture() as captured:
         console.print(grid)
-    for line in captured.get().splitlines():
-        print(" " * indent + line.rstrip())
+    return captured.get().splitlines()
 
 
 @dataclass(frozen=True)

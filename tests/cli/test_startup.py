@@ -4,16 +4,19 @@ import json
 
 import pytest
 
-LIMIT = 0.4
+#: In units of what the command line's libraries alone take, so that a slow or busy machine is forgiven.
+LIMIT = 5.0
 HEAVY = ("torch", "diffusers", "transformers", "triton", "numpy")
 PROBE = f"""
 import json, sys, time
 started = time.process_time()
+import typer, typer._adapters
+libraries = time.process_time() - started
 from suite.cli import main
 code = main(sys.argv[1:])
 seconds = time.process_time() - started
 loaded = [m for m in {HEAVY} if m in sys.modules]
-print(json.dumps({{"code": code, "seconds": seconds, "loaded": loaded}}), file=sys.stderr)
+print(json.dumps({{"code": code, "times": seconds / libraries, "loaded": loaded}}), file=sys.stderr)
 """
 
 
@@ -42,8 +45,8 @@ def probe(launch):
 def test_listings_load_nothing_heavy_and_are_quick(probe, words):
     first = probe(*words)
     assert (first["code"], first["loaded"]) == (0, [])
-    # Time of the processor, not of the clock: what else runs on the machine counts little. A second try forgives it.
-    assert min(first["seconds"], LIMIT if first["seconds"] < LIMIT else probe(*words)["seconds"]) <= LIMIT
+    # Measured again if it is over: what else runs on the machine counts little so, but not nothing.
+    assert first["times"] <= LIMIT or probe(*words)["times"] <= LIMIT
 
 
 @pytest.mark.parametrize(
