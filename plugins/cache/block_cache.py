@@ -109,6 +109,7 @@ class BlockCache(Plugin):
     summary = "reuse each attention and MLP for as long as its measured changes allow, scaled and shifted"
     paper = "Block Caching (2312.03209), sections 3.2 and 3.3"
     effects = frozenset({"block-outputs", "step-reuse"})
+    bench_options = ()  # needs a calibration file of the very run
     noop_options: ClassVar[dict[str, Any]] = {"threshold": 0.0, "file": "block-cache-tiny-11"}
     acting_options: ClassVar[dict[str, Any]] = {"file": "block-cache-tiny-11"}
 

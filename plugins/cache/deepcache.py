@@ -255,6 +255,7 @@ class DeepCache(Plugin):
     summary = "U-Nets: reuse the inner features, compute the outer layers; even or centred steps"
     paper = "DeepCache (2312.00858), sections 3.2 and 3.3, equation 9"
     effects = frozenset({"block-outputs", "stage-outputs", "step-reuse"})
+    bench_options = ({"interval": 2}, {"interval": 3}, {"interval": 5})
     noop_options: ClassVar[dict[str, Any]] = {"interval": 1}
     kit_network = "unet"
 

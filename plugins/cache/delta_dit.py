@@ -155,6 +155,7 @@ class DeltaDiT(Plugin):
     summary = "reuse what a range of blocks adds to its input: last blocks early in the run, first blocks late"
     paper = "Delta-DiT (2406.01125), section 4"
     effects = frozenset({"block-outputs", "step-reuse", "counts-steps"})
+    bench_options = ({"interval": 2}, {"interval": 3}, {"interval": 4})
     noop_options: ClassVar[dict[str, Any]] = {"interval": 1}
     # An odd number ends in the shape in which it begins, also where blocks over space and over time take turns.
     acting_options: ClassVar[dict[str, Any]] = {"blocks": 3}

@@ -98,6 +98,7 @@ class EarlyExit(Plugin):
     summary = "run only the first blocks at noisy times"
     paper = "ASE (Moon 2024, A Simple Early Exiting Framework); CATs (2104.08803) for the calibration"
     effects = frozenset({"block-outputs"})
+    bench_options = ({"depth": (0.85, 1.0)}, {}, {"depth": (0.5, 1.0)})
     noop_options: ClassVar[dict[str, Any]] = {"depth": (1.0,)}
 
     def __post_init__(self) -> None:

@@ -124,6 +124,7 @@ class Forecast(Plugin):
     summary = "forecast the denoiser's prediction for N - 1 of every N steps"
     paper = "AB-Cache (2504.10540); forms of TaylorSeer (2503.06923) and HiCache (2508.16984)"
     effects = frozenset({"denoiser-output", "step-reuse", "call-count"})
+    bench_options = ({"interval": 2, "order": 0}, {"interval": 2}, {"interval": 3})
     noop_options: ClassVar[dict[str, Any]] = {"interval": 1}
 
     def __post_init__(self) -> None:

@@ -120,6 +120,7 @@ class MagCache(Plugin):
     summary = "skip all blocks where a calibrated curve of residual magnitudes allows it"
     paper = "MagCache (2506.09045), section 3"
     effects = frozenset({"block-outputs", "step-reuse"})
+    bench_options = ({"threshold": 0.03}, {"threshold": 0.06}, {"threshold": 0.12})
     noop_options: ClassVar[dict[str, Any]] = {"threshold": 0.0, "file": "magcache-tiny-11"}
     acting_options: ClassVar[dict[str, Any]] = {"threshold": 0.3, "file": "magcache-tiny-11"}
 

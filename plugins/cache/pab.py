@@ -51,6 +51,7 @@ class PAB(Plugin):
     summary = "reuse attention outputs at an interval for each kind, in the middle of the run"
     paper = "Pyramid Attention Broadcast (2408.12588), section 3"
     effects = frozenset({"block-outputs", "step-reuse", "counts-steps"})
+    bench_options = ({"attention": 2, "cross_attention": 2}, {}, {"attention": 3, "mlp": 2})
     noop_options: ClassVar[dict[str, Any]] = dict.fromkeys(KINDS, 1)
 
     def __post_init__(self) -> None:

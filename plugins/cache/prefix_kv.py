@@ -46,6 +46,7 @@ class PrefixKV(Plugin):
     summary = "masked tokens in blocks: keep keys and values of what lies before the block"
     paper = "Fast-dLLM (2505.22618), section 3.2; refresh as in dLLM-Cache (2506.06295), section 3.2"
     effects = frozenset({"needs-tokens", "token-states", "dynamic-decision"})
+    bench_options = ({"refresh": 2}, {"refresh": 4}, {})
     noop_options: ClassVar[dict[str, Any]] = {"refresh": 1}
     acting_options: ClassVar[dict[str, Any]] = {"block": 4}
     suffix: ClassVar[bool] = False

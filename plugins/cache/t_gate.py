@@ -120,6 +120,7 @@ class TGate(Plugin):
     effects = frozenset(
         {"block-outputs", "step-reuse", "frozen-outputs", "ends-guidance", "call-count", "counts-steps"}
     )
+    bench_options = ({"gate": 0.7}, {"gate": 0.5}, {"gate": 0.4, "interval": 2})
     noop_options: ClassVar[dict[str, Any]] = {"gate": 1.0, "interval": 1}
 
     def __post_init__(self) -> None:

@@ -144,6 +144,7 @@ class TaylorSeer(Plugin):
 
     summary = "forecast attention and MLP outputs for N - 1 of every N steps"
     paper = "TaylorSeer (2503.06923), Eq. 6; forms of AB-Cache (2504.10540) and HiCache (2508.16984)"
+    bench_options = ({"interval": 2}, {"interval": 3}, {"interval": 3, "order": 2})
     noop_options: ClassVar[dict[str, Any]] = {"interval": 1}
 
     def __post_init__(self) -> None:

@@ -172,6 +172,7 @@ class TeaCache(Plugin):
     summary = "skip all blocks while their modulated input changes little; calibrated, each sample decides for itself"
     paper = "TeaCache (2411.19108), section 3"
     effects = frozenset({"block-outputs", "step-reuse", "dynamic-decision"})
+    bench_options = ({"threshold": 0.05}, {"threshold": 0.1}, {"threshold": 0.2})
     noop_options: ClassVar[dict[str, Any]] = {"threshold": 0.0, "file": "teacache-tiny-11"}
     acting_options: ClassVar[dict[str, Any]] = {"threshold": 0.3, "file": "teacache-tiny-11"}
 
