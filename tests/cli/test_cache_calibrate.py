@@ -30,7 +30,7 @@ def test_a_calibration_is_made_and_used(suite, here):
     for words, said in (
         (("--steps", 4), "fitted to 3 steps, not 4"),
         (("--solver", "ddim"), "the solver dpmpp-2m, not ddim"),
-        (("--schedule", "uniform"), "the schedule log-snr:high=0.98,low=0.02, not uniform"),
+        (("--schedule", "uniform"), "the schedule beta:alpha=0.6,beta=0.6,of=t,high="),
         (("--compress", "int8"), "compress none, not int8"),
     ):
         rest = [*RUN, "--cache", use]
@@ -118,7 +118,7 @@ def test_bad_input_is_refused_without_torch(launch, here, words, said):
 
 def test_shipped_calibrations_are_of_the_shipped_model():
     mine = {name: path for name, path in cache_file.shipped().items() if "-emoji-64-" in name}
-    assert {"teacache-emoji-64-30", "teacache-emoji-64-50", "magcache-emoji-64-30", "magcache-emoji-64-50"} <= set(mine)
+    assert {"teacache-emoji-64-50", "learned-emoji-64-20", "magcache-emoji-64-30", "magcache-emoji-64-50"} <= set(mine)
     for name, path in mine.items():
         content = cache_file.read(path, name.partition("-emoji")[0])
         assert content.stamp.model == open_folder("emoji-64", "image").hash

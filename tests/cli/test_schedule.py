@@ -28,7 +28,7 @@ def test_a_grid_is_fitted_and_used(suite, model, here, method):
     read = grids.read(str(file))
     assert list(read.times) == found["times"] and len(read.times) == 5
     assert read.stamp.solver == "ddim:eta=0.0" and read.stamp.steps == 4
-    assert set(found["errors"]) == {"fitted", "log-snr"} and found["calls"] > 0
+    assert set(found["errors"]) == {"fitted", "beta"} and found["calls"] > 0
     assert read.made["errors"] == found["errors"] and read.made["method"].startswith(method)
     made = suite(
         "fake", "x", "--model", model, "--steps", 4, "--solver", "ddim", "--schedule", f"grid:file={file.name}"
@@ -51,7 +51,7 @@ def test_equal_requests_give_equal_grids(suite, model, here):
 def test_without_json_the_file_and_what_it_gains_are_printed(suite, model):
     done = suite("schedule", "optimize", "fake", "--model", model, "--method", "dm", *QUICK)
     assert (done.code, done.out) == (0, "fake-4-dm-ddim-4.json\n")
-    assert "with fitted" in done.err and "with log-snr" in done.err
+    assert "with fitted" in done.err and "with beta" in done.err
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,10 @@ def test_the_command_writes_and_replays(target: Path, tmp_path: Path) -> None:
 def test_every_first_party_plugin_works_or_says_why_not(target: Path, tmp_path: Path) -> None:
     cells = json.loads(run([sys.executable, "-c", EVERY, str(target / "curves-8")], tmp_path, target).splitlines()[-1])
     refused = {cell: text for cell, text in cells.items() if text != "64 points"}
-    reasons = ("masked tokens", "one process", "steps tokens", "over tokens", "was fitted to another model")
-    assert all(any(reason in text for reason in reasons) for text in refused.values()), refused
+    reasons = (
+        "masked tokens", "one process", "steps tokens", "over tokens", "real vectors", "was fitted to another model",
+        "looked for a U-Net", "one must still be computed", "every step has the full depth",
+    )  # fmt: skip
+    odd = {cell: text for cell, text in refused.items() if not any(reason in text for reason in reasons)}
+    assert not odd, odd
     assert len(cells) - len(refused) >= 12

@@ -106,14 +106,14 @@ def test_another_text_is_computed_anew(name: str) -> None:
 def test_a_text_that_depends_on_time_is_never_reused() -> None:
     """Compared, not assumed: a network that mixes its time into the text is the plain one, and says so."""
     setup = Setup("pixart")
-    case = _tiny.CASES["pixart"]
+    case = _tiny.EVERY["pixart"]
 
     def call(module: nn.Module, x: Tensor, time: Tensor, cond: Any) -> Tensor:
         return case.call(module, x, time, {**cond, "text": cond["text"] * (1 + time[0] / 1000)})
 
-    ticking = {**_tiny.CASES, "pixart": replace(case, call=call)}
+    ticking = {**_tiny.EVERY, "pixart": replace(case, call=call)}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_tiny, "CASES", ticking)
+        patch.setattr(_tiny, "EVERY", ticking)
         plain = setup.generate()
         out, report = setup.cached(TextKV())
     assert torch.equal(out, plain)

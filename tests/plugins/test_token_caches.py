@@ -30,7 +30,7 @@ from suite.recipe import Recipe
 from suite.rng import SampleRng
 from suite.rules import Member, check
 from suite.sampler import Problem, march
-from suite.testing.tiny import LENGTH, MASK, PROMPT, Tiny, TinyTokens
+from suite.testing.tiny import LENGTH, MASK, PROMPT, Tiny, TinyTokens, modernbert
 
 BLOCK = 4
 BOTH = pytest.mark.parametrize("cls", [PrefixKV, DualKV], ids=lambda c: c.called)
@@ -140,7 +140,7 @@ def test_exact_at_block_ends_and_at_refreshes(cls: type[PrefixKV], refresh: int)
 def test_exact_in_one_layer(cls: type[PrefixKV]) -> None:
     """With one layer keys depend on their own token, so what is computed is the plain answer at every step."""
     for layers, exact in ((1, True), (2, False)):
-        tiny, states = TinyTokens.build(layers=layers), filling((0, 1))
+        tiny, states = TinyTokens(modernbert(layers=layers)), filling((0, 1))
         with applied(tiny, None) as (denoiser, _):
             plain = ask(denoiser, tiny, states, (0, 1))
         with applied(tiny, cls(BLOCK)) as (denoiser, _):
