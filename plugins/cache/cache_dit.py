@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import warnings
 from collections.abc import Callable
@@ -158,7 +159,7 @@ class CacheDiT(Plugin):
         from suite.patch import Patches
 
         try:
-            import cache_dit  # noqa: F401
+            importlib.import_module("cache_dit")
         except ImportError as error:
             raise ConfigError(
                 "cache-dit needs the package cache-dit, which is not installed. Type: pip install cache-dit; or take "

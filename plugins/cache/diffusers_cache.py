@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -196,7 +197,7 @@ class DiffusersCache(Plugin):
         from suite.patch import Patches
 
         try:
-            import diffusers.hooks  # noqa: F401
+            importlib.import_module("diffusers.hooks")
         except ImportError as error:
             raise ConfigError(
                 "diffusers-cache needs diffusers, which is not installed. Type: pip install diffusers"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from suite import grid as grids
 from suite.errors import ConfigError
@@ -52,7 +52,7 @@ class Grid(Plugin):
     lossless = True
     bench_options = ()  # a file is for one model, solver and number of steps
     effects = frozenset({"time-grid", "optimised-grid"})
-    acting_options = {"file": "gaussian-flow-10"}  # noqa: RUF012  # ClassVar in the base class
+    acting_options: ClassVar[dict[str, Any]] = {"file": "gaussian-flow-10"}
 
     def __post_init__(self) -> None:
         _ = self.content  # a file that is not there, or is no grid, is refused with the options

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -122,7 +123,7 @@ class Diffusers(Plugin):
     def solver(self, noise: NoiseSchedule, run: Run) -> Solver:
         del run
         try:
-            import diffusers  # noqa: F401  # is it here?
+            importlib.import_module("diffusers")
         except ImportError:
             raise ConfigError("diffusers is not installed: pip install 'efficient-diffusion-suite[image]'") from None
         from suite.plugins.solvers._diffusers import find

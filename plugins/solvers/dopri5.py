@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -126,7 +127,7 @@ class Dopri5(Plugin):
     def solver(self, noise: NoiseSchedule, run: Run) -> Solver:
         del run
         try:
-            import torchdiffeq  # noqa: F401  # is it here?  # pyright: ignore[reportMissingImports]
+            importlib.import_module("torchdiffeq")
         except ImportError:
             raise ConfigError("dopri5 needs torchdiffeq: pip install 'efficient-diffusion-suite[solvers]'") from None
         return Dopri5Solver(noise, self.tolerance, self.limit)

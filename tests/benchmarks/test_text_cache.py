@@ -111,9 +111,13 @@ def test_distance_from_the_plain_answer() -> None:
             problem = replace(problem, x=torch.full((1, LENGTH), int(problem.x.max())))
             mask, asked = int(problem.x.max()), []
 
+            inner = problem.denoiser.inner
+
             class Watch:
-                def denoise(self, x: Tensor, t: Tensor, cond: Any, call: Any, asked: list = asked) -> Tensor:
-                    out = problem.denoiser.inner.denoise(x, t, cond["cond"], call)  # noqa: B023
+                def denoise(
+                    self, x: Tensor, t: Tensor, cond: Any, call: Any, asked: list = asked, inner: Any = inner
+                ) -> Tensor:
+                    out = inner.denoise(x, t, cond["cond"], call)
                     asked.append((x.clone(), t, call, out))
                     return out
 

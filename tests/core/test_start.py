@@ -175,7 +175,7 @@ def test_a_solver_starts_afresh(plugin: Any, share: float) -> None:
 
 def test_too_few_steps_for_the_solver_are_refused() -> None:
     @dataclass(frozen=True)
-    class Demanding(DDIMSolver):  # type: ignore[misc]
+    class Demanding(DDIMSolver):
         @property
         def facts(self) -> SolverFacts:
             return SolverFacts(order=1, min_steps=4)

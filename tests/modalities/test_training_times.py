@@ -35,7 +35,7 @@ def test_the_loss_sees_them() -> None:
         seen.append(t)
         return torch.zeros_like(x)
 
-    loss = flow_loss(draw, 0.0, 1.0, 0.1, predict=predict, schedule="density:kind=u-shaped")  # type: ignore[arg-type]
+    loss = flow_loss(draw, 0.0, 1.0, 0.1, predict=predict, schedule="density:kind=u-shaped")
     assert float(loss(torch.nn.Identity(), rng())) == 0
     assert torch.equal(seen[0], DensityTimes("u-shaped", 0.0, 1.0, 4.0).training_times(8, rng()).float())
 

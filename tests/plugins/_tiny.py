@@ -431,7 +431,7 @@ class Setup:
         wraps: list[Wrap] = []
         try:
             for plugin in plugins:
-                wrap: Wrap = plugin.cache(self.network, self.run(seeds))  # type: ignore[attr-defined]
+                wrap: Wrap = plugin.cache(self.network, self.run(seeds))
                 wraps.append(wrap)
                 if wrap.network:
                     assert wrap.network(self.module) is self.module

@@ -53,11 +53,11 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-def times_of(plugin: Plugin) -> list[float] | None:
+def times_of(plugin: Any) -> list[float] | None:
     """The times at which a solver evaluates, in order; None if it steps tokens, picks its times, or needs a model."""
     for noise in (VPLinear(), Flow()):
         try:
-            solver: Any = plugin.solver(noise, a_run(steps=STEPS))  # type: ignore[attr-defined]
+            solver: Any = plugin.solver(noise, a_run(steps=STEPS))
         except ConfigError:
             continue
         if isinstance(solver, AdaptiveSolver) or solver.facts.discrete or solver.facts.min_steps > STEPS:

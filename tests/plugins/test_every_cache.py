@@ -98,7 +98,7 @@ def test_acts_and_leaves_no_trace(cache: str, name: str) -> None:
     after = setup.module.state_dict()
     assert after.keys() == weights.keys() and all(torch.equal(after[k], weights[k]) for k in weights)
     assert torch.equal(setup.generate((0, 1)), plain)
-    off, report = setup.cached(replace(plugin, **plugin.noop_options), (0, 1))  # type: ignore[type-var]
+    off, report = setup.cached(replace(plugin, **plugin.noop_options), (0, 1))
     assert torch.equal(off, plain) and report.did == 0 and report.reason, "off is not the plain run"
 
 

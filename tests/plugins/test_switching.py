@@ -167,7 +167,7 @@ def test_the_first_expert_that_takes_a_call_answers() -> None:
     noise, (a, b) = Flow(), oracles(Flow())
     opened = companions(a=a, b=b)
     both = [Expert(opened.open(n), lambda call: True, Counter()) for n in "ab"]
-    _, _ = run(noise, DDIM().solver(noise, a_run()), oracles(noise)[0], Wrap(report=lambda: None, experts=tuple(both)))  # type: ignore[arg-type, return-value]
+    _, _ = run(noise, DDIM().solver(noise, a_run()), oracles(noise)[0], Wrap(report=lambda: None, experts=tuple(both)))
     assert (both[0].tally.depth, both[1].tally.depth) == (STEPS, 0)
 
 

@@ -375,7 +375,7 @@ def test_places_come_in_the_order_asked_for(by: str, order: list[int]) -> None:
     if by != "confidence":
         p[1] = torch.tensor([0.44, 0.01, 0.0, 0.0]) / 0.45
         p[2] = torch.tensor([0.99, 0.2, 0.0, 0.0]) / 1.19
-    solver = Unmasking(Masked(), Draw(0.0), by)  # type: ignore[arg-type]
+    solver = Unmasking(Masked(), Draw(0.0), by)
     ask, states = counted(Tokens(p, 3).denoiser(Masked()))
     out = drive(solver, times(3), ask, torch.full((1, 3), 3))
     found = [int((a != b)[0].nonzero()) for a, b in itertools.pairwise([*states, out])]

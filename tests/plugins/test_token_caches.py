@@ -41,7 +41,7 @@ ROUNDING = 2e-6
 @contextmanager
 def applied(tiny: Tiny, plugin: Plugin | None, counter: Counter | None = None) -> Iterator[tuple[Denoiser, Any]]:
     """The denoiser with this plugin, and its wrap."""
-    wrap = plugin.cache(tiny.network, tiny.run()) if plugin else None  # type: ignore[attr-defined]
+    wrap = plugin.cache(tiny.network, tiny.run()) if plugin else None
     try:
         with torch.inference_mode():
             yield tiny.denoiser(wrap, counter), wrap
@@ -94,7 +94,7 @@ def sample(
 ) -> tuple[Tensor, Any, Counter]:
     """(tokens, report, counter) of one run with a solver of the suite."""
     counter, run, rng = Counter(), tiny.run(seeds, steps=steps, guidance=guidance), SampleRng(seeds)
-    made: Any = solver.solver(tiny.noise, run)  # type: ignore[attr-defined]
+    made: Any = solver.solver(tiny.noise, run)
     with applied(tiny, plugin, counter) as (denoiser, wrap):
         guided = Guidance(guidance, tokens=True).wrap(denoiser)
         times = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
@@ -175,7 +175,7 @@ def test_the_same_on_the_shipped_model(cls: type[PrefixKV]) -> None:
         wrap = plugin.cache(engine.network, problem.run)
         assert wrap.network and wrap.denoiser and wrap.undo
         wrap.network(engine.network.module)
-        denoiser = wrap.denoiser(problem.denoiser.inner)  # type: ignore[attr-defined]
+        denoiser = wrap.denoiser(problem.denoiser.inner)
         with torch.inference_mode():
             call = Call(0, 2, 0.5, 0.4)
             first, again = (denoiser.denoise(x, torch.tensor(0.5), problem.cond["cond"], call) for _ in range(2))

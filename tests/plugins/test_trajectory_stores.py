@@ -44,7 +44,7 @@ def problem(
     mine = {**cond["cond"], "encoder_hidden_states": torch.stack(prompts)}
     guided = Guidance(2.0).wrap(TINY.denoiser(None, counter))
     times = torch.linspace(1, 0, facts.steps + 1, dtype=torch.float64)
-    made: Any = solver.solver(TINY.noise, facts)  # type: ignore[attr-defined]
+    made: Any = solver.solver(TINY.noise, facts)
     return Problem(TINY.prior(seeds), times, guided, {**cond, "cond": mine}, made, TINY.noise, drawn(seeds), facts)
 
 
@@ -75,7 +75,7 @@ def run(
 ) -> tuple[Tensor, WrapReport | None, Counter]:
     counter = Counter()
     asked = problem(seeds, prompts, solver or DDIM(), counter, **facts)
-    wrap: Wrap | None = plugin.cache(asked.run) if plugin else None  # type: ignore[attr-defined]
+    wrap: Wrap | None = plugin.cache(asked.run) if plugin else None
     sampler = wrap.sampler(march) if wrap and wrap.sampler else march
     with torch.inference_mode():
         out = sampler(asked)
@@ -122,12 +122,12 @@ def test_similarity_decides_how_much_is_skipped(cosine: float, level: int, tmp_p
     states: dict[int, Tensor] = {}
     seen = problem((0,), (known,), DDIM(), Counter())
 
-    class Watch(type(seen.solver)):  # type: ignore[misc]
+    class Watch(type(seen.solver)):
         def step(self, denoise: Any, x: Tensor, *rest: Any) -> Any:
             states[len(states)] = x
             return super().step(denoise, x, *rest)
 
-    watching = Watch(**{k: getattr(seen.solver, k) for k in seen.solver.__dataclass_fields__})  # type: ignore[attr-defined]
+    watching = Watch(**{k: getattr(seen.solver, k) for k in seen.solver.__dataclass_fields__})
     with torch.inference_mode():
         march(replace(seen, solver=watching))
     run(nirvana(tmp_path), (known,))
