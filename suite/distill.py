@@ -33,7 +33,7 @@ from suite.call import Call
 from suite.distill_options import METHODS
 from suite.errors import ConfigError
 from suite.noise import NoiseSchedule
-from suite.rng import SampleRng
+from suite.rng import SampleRng, repeatable
 from suite.sampler import Problem, Sampler, march
 from suite.solver import Denoise, expand
 
@@ -220,7 +220,8 @@ def distill(problem: Distillation, log: list[dict[str, float]]) -> None:
         if views.penalty is not None:
             loss = loss + views.penalty
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        with repeatable(x0.device):
+            loss.backward()
         optimiser.step()
         p.representation.updated((index + 1) / p.iterations)
         penalty = float(views.penalty.detach()) if views.penalty is not None else 0.0

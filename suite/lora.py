@@ -11,12 +11,12 @@ from torch import Tensor
 
 from suite.call import Call
 from suite.errors import ConfigError
+from suite.rng import SampleRng, repeatable
 from suite.solver import expand
 
 if TYPE_CHECKING:
     from suite.denoiser import Cond, NetworkDenoiser
     from suite.network import Network
-    from suite.rng import SampleRng
 
 SNR_CAP = 5.0
 """Largest weight of the loss (min-SNR, Hang 2023): without it the least noisy times drown the others."""
@@ -50,7 +50,8 @@ class LoraScore:
             error = (self.denoise(noisy, t, cond) - x).square().mean()
             loss = error * float(((alpha / sigma) ** 2).clamp(max=SNR_CAP))
             self.optimiser.zero_grad(set_to_none=True)
-            loss.backward()
+            with repeatable(x.device):
+                loss.backward()
         self.optimiser.step()
         return float(loss.detach())
 

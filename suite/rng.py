@@ -2,10 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+
+
+@contextmanager
+def repeatable(device: torch.device) -> Iterator[None]:
+    """Gradients on a CPU are summed in one order, so that the same seed gives the same bits.
+
+    Without it the backward of `values[index]` with repeated indices adds by atomics from every thread: on two threads
+    29 of 30 gradients of a mesh's colours differed in their last bits. On a GPU nothing changes, as several
+    operations (grid_sample's backward in three dimensions) have no ordered form there and would be refused.
+    """
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    filling = torch.utils.deterministic.fill_uninitialized_memory
+    if device.type == "cpu":
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, and nothing here reads such memory
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.utils.deterministic.fill_uninitialized_memory = filling
 
 
 class SampleRng:

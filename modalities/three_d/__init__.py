@@ -120,11 +120,14 @@ class ThreeD(Modality):
 
     def decode(self, x0: Sequence[Distilled], request: Request) -> list[Solid]:
         """Meshes of the fields, with their pictures."""
+        import torch
+
         from suite.modalities.three_d.mesh import extract
         from suite.modalities.three_d.pictures import field_preview, preview, turntable
         from suite.modalities.three_d.refine import refine
         from suite.modalities.three_d.refine_shape import refine_shape
         from suite.modalities.three_d.scene import FieldScene
+        from suite.rng import repeatable
 
         solids = []
         for distilled in x0:
@@ -132,10 +135,11 @@ class ThreeD(Modality):
             assert isinstance(scene, FieldScene)
             field = scene.field
             mesh = extract(field, int(request.options["resolution"] or 0))
-            if mesh is not None and (steps := int(request.options["refine-shape"] or 0)):
-                refine_shape(mesh, field, steps)
-            if mesh is not None and (steps := int(request.options["refine"] or 0)):
-                refine(mesh, field, steps)
+            with repeatable(torch.device("cpu")):  # where meshes are
+                if mesh is not None and (steps := int(request.options["refine-shape"] or 0)):
+                    refine_shape(mesh, field, steps)
+                if mesh is not None and (steps := int(request.options["refine"] or 0)):
+                    refine(mesh, field, steps)
             sheet = field_preview(field) if mesh is None else preview(mesh)
             solids.append(Solid(mesh, sheet, [] if mesh is None else turntable(mesh), distilled.log))
         return solids

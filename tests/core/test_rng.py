@@ -2,7 +2,7 @@
 
 import torch
 
-from suite.rng import SampleRng
+from suite.rng import SampleRng, repeatable
 
 
 def test_a_row_depends_on_its_seed_only() -> None:
@@ -40,3 +40,18 @@ def test_dtype_does_not_change_the_numbers() -> None:
     wide, plain = SampleRng((0, 1)).normal_like(x), SampleRng((0, 1)).normal((3,))
     assert wide.dtype is torch.float64 and torch.equal(wide.float(), plain)
     assert SampleRng((0, 1)).uniform((3,), like=x).dtype is torch.float64
+
+
+def test_gradients_of_repeated_indices_are_the_same_every_time() -> None:
+    values, index = torch.randn(2000, 3), torch.randint(0, 2000, (40_000,))
+
+    def gradient() -> torch.Tensor:
+        leaf = values.clone().requires_grad_(True)
+        with repeatable(leaf.device):
+            (leaf[index] * torch.linspace(0, 1, len(index))[:, None]).square().sum().backward()
+        assert leaf.grad is not None
+        return leaf.grad
+
+    first = gradient()
+    assert all(torch.equal(first, gradient()) for _ in range(10))
+    assert not torch.are_deterministic_algorithms_enabled() and torch.utils.deterministic.fill_uninitialized_memory
