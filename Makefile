@@ -9,6 +9,10 @@ SPEC := pyproject.toml constraints.txt
 DEMO_STAMP := $(VENV)/.installed-demo
 TEST_STAMP := $(VENV)/.installed-test
 
+# Tests run in as many processes, of one thread each: networks this small gain nothing from a second.
+JOBS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+
 PROMPT ?= a red apple
 OUT ?= apple.png
 
@@ -42,10 +46,10 @@ docs: $(TEST_STAMP) ## build the documentation; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 test: lint docs ## lint, documentation and the quick tests
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-all: lint docs ## the same with the slow tests
-	$(BIN)/python -m pytest -m ""
+	$(PYTEST) -m ""
 
 bench: $(TEST_STAMP) ## measure; prints its tables
 	$(BIN)/python -m pytest tests/benchmarks -m bench -s -q
