@@ -1,6 +1,7 @@
 """What the shipped recipes cost and give in every modality: the numbers of docs/benchmarks/recipes.md.
 
-SUITE_BENCH_COUNT, SUITE_BENCH_ROUNDS and SUITE_BENCH_RECIPES (reference first) make it shorter; a full run takes hours.
+SUITE_BENCH_COUNT, SUITE_BENCH_ROUNDS and SUITE_BENCH_RECIPES make it shorter; a full run takes hours. Recipes are
+divided by spaces, `reference` or what is based on it first, and may be given caches: `reference+fora:interval=2`.
 """
 
 import os
@@ -13,14 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import yaml
 
 from suite import Engine
+from suite.recipe import shipped
 
 pytestmark = pytest.mark.bench
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 COUNT = int(os.environ.get("SUITE_BENCH_COUNT", "1000"))
 ROUNDS = int(os.environ.get("SUITE_BENCH_ROUNDS", "5"))
-RECIPES = os.environ.get("SUITE_BENCH_RECIPES", "reference,quality,balanced,fast").split(",")
+RECIPES = os.environ.get("SUITE_BENCH_RECIPES", "reference quality balanced fast").split()
 OTHER_SEEDS = 10_000
 """First seed of the second run of `reference`: how far apart two runs are that differ in nothing else."""
 
@@ -68,7 +71,9 @@ def spread(values: Sequence[float]) -> str:
 
 
 def opened(case: Case, recipe: str) -> Engine:
-    return Engine.from_recipe(recipe, modality=case.modality, model=case.model, allow_noop=True)
+    name, *caches = recipe.split("+")
+    content = yaml.safe_load(shipped()[name].read_text()) | {"cache": caches}
+    return Engine.from_recipe(content, modality=case.modality, model=case.model, allow_noop=True)
 
 
 @cases
@@ -77,8 +82,8 @@ def test_quality(case: Case) -> None:
     prompts, base = case.texts(), {}
     print(f"\n{case.name}: {len(prompts)} prompts\n| recipe | NFE | {' | '.join(case.metrics)} |", flush=True)
     print("|---" * (2 + len(case.metrics)) + "|")
-    for recipe in (*case.recipes, "reference"):
-        first = OTHER_SEEDS if recipe == "reference" and base else 0
+    for recipe in (*case.recipes, case.recipes[0]):
+        first = OTHER_SEEDS if recipe == case.recipes[0] and base else 0
         with opened(case, recipe) as engine:
             results = []
             for k in range(0, len(prompts), case.batch):
@@ -118,7 +123,7 @@ def test_speed(case: Case) -> None:
     for name, taken in times.items():
         cells = [f"`{name}`"]
         for clock, values in taken.items():
-            ratios = [r / t for r, t in zip(times["reference"][clock], values, strict=True)]
+            ratios = [r / t for r, t in zip(times[case.recipes[0]][clock], values, strict=True)]
             cells += [spread(values), spread(ratios)]
         print(f"| {' | '.join(cells)} |", flush=True)
         assert len(taken["seconds"]) == ROUNDS

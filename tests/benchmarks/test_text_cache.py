@@ -15,6 +15,7 @@ from torch import Tensor
 
 from suite import Engine
 from suite.denoiser import Counter
+from suite.modalities.text.metrics.fluency import perplexity
 from suite.plugins.cache.dual_kv import DualKV
 from suite.plugins.cache.prefix_kv import PrefixKV
 from suite.recipe import Recipe
@@ -37,6 +38,8 @@ CASES = {
     "both, prefix": (0.9, "prefix-kv"),
     "both, refresh 4": (0.9, "dual-kv:refresh=4"),
 }
+if chosen := os.environ.get("SUITE_BENCH_CASES"):  # by name, divided by semicolons; `none` is always there
+    CASES = {name: CASES[name] for name in CASES if name == "none" or name in chosen.split(";")}
 
 
 def engine_of(name: str, block: int, temperature: float) -> Engine:
@@ -51,6 +54,17 @@ def engine_of(name: str, block: int, temperature: float) -> Engine:
 def median(values: Sequence[float]) -> str:
     low, middle, high = statistics.quantiles(values, n=4)
     return f"{middle:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def perplexity_stderr(texts: Sequence[str]) -> float:
+    """Of the perplexity of all texts together, for these prompts: a jackknife over the batches, one of each prompt."""
+    groups = len(texts) // len(PROMPTS)
+    without = [
+        perplexity([text for k, text in enumerate(texts) if k // len(PROMPTS) != left]).perplexity
+        for left in range(groups)
+    ]
+    middle = statistics.mean(without)
+    return ((groups - 1) / groups * sum((value - middle) ** 2 for value in without)) ** 0.5
 
 
 @pytest.mark.bench
@@ -78,7 +92,7 @@ def test_cache_and_parallel_decoding(block: int, temperature: float) -> None:
         asked = PROMPTS * (TEXTS // len(PROMPTS))
         for k in range(0, TEXTS, 16):
             texts += engine.generate(PROMPTS, seed=5000 + k, options=options).artifacts
-        rows[name] = engine.modality.metrics(texts, asked)
+        rows[name] = engine.modality.metrics(texts, asked) | {"perplexity_stderr": perplexity_stderr(texts)}
         engine.close()
     print(f"\nblock {block}, temperature {temperature}, {len(PROMPTS) * ROUNDS} single texts, {TEXTS} for quality")
     print("| case | tokens a second | times faster | evaluations | relevance | perplexity | words |")
@@ -89,7 +103,7 @@ def test_cache_and_parallel_decoding(block: int, temperature: float) -> None:
         print(
             f"| {name} | {LENGTH / statistics.median(seconds[name]):.0f} | {median(ratio)} | "
             f"{statistics.mean(spent[name]):.1f} | {m['relevance']:.3f} ± {m['relevance_stderr']:.3f} | "
-            f"{m['perplexity']:.0f} | {m['words']:.1f} |"
+            f"{m['perplexity']:.0f} ± {m['perplexity_stderr']:.0f} | {m['words']:.1f} |"
         )
     assert min(statistics.median(seconds[name]) for name in CASES) > 0
 
