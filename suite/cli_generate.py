@@ -197,7 +197,7 @@ def _files(plan: Plan, output: Path | None, prompts: list[str], report: Path | N
     if output is None and modality.printable:
         return []
     if output is not None:
-        files = targets(output, len(prompts), suffixes)
+        files = targets(output, len(prompts), suffixes, modality.joins)
     else:
         files = [Path(name + suffixes[0]) for name in texts.names(prompts, plan.modality.name)]
     modality.check_suffix(files[0].suffix.lower())

@@ -119,7 +119,8 @@ class Job:
         if not is_writer():
             return
         for index, file in enumerate(self.files[rows][: len(result.artifacts)]):
-            self.saved += result.save_one(index, file)
+            written = result.save_one(index, file, join=file in self.saved)
+            self.saved += [path for path in written if path not in self.saved]
             self.finished += 1
         if not self.files:  # a printable modality without -o
             shown = [result.modality.show(artifact) for artifact in result.artifacts]

@@ -68,18 +68,24 @@ class Result:
 
     def save(self, output: str | Path) -> list[Path]:
         """Write all artifacts; see `suite.output.targets` for the names."""
-        files = targets(Path(output), len(self.artifacts), self.modality.suffixes)
+        files = targets(Path(output), len(self.artifacts), self.modality.suffixes, self.modality.joins)
         for index, file in enumerate(files):
-            self.save_one(index, file)
-        return files
+            self.save_one(index, file, join=file in files[:index])
+        return list(dict.fromkeys(files))
 
-    def save_one(self, index: int, file: Path) -> list[Path]:
-        """Write artifact `index` to exactly `file`, atomically, with its metadata; returns it and what lies beside."""
+    def save_one(self, index: int, file: Path, join: bool = False) -> list[Path]:
+        """Write artifact `index` to exactly `file`, atomically, with its metadata; returns it and what lies beside.
+
+        Args:
+            join: the file holds results of this run already, which stay (`Modality.joins`).
+        """
         artifact, metadata = self.artifacts[index], self.metadata(index)
-        beside = {file.with_name(file.stem + e): f for e, f in self.modality.extras(artifact, metadata).items()}
+        joins = file.suffix.lower() in self.modality.joins
+        extras = {} if joins else self.modality.extras(artifact, metadata)
+        beside = {file.with_name(file.stem + e): f for e, f in extras.items()}
         empty = None
         try:
-            write(file, lambda temporary: self.modality.save(artifact, temporary, metadata))
+            write(file, lambda temporary: self.modality.save(artifact, temporary, metadata), join)
         except EmptyError as error:
             empty = error
         for extra, save in beside.items():

@@ -30,6 +30,8 @@ class Modality(ABC):
     Class attributes:
         name: entry-point name.
         suffixes: file endings that `save` writes; the first is the default.
+        joins: those of them whose files may be appended to each other: many results then share one file. What `save`
+            writes there holds its own metadata, since nothing is written beside it.
         options: what a request may choose besides the prompt; the command line makes flags of them.
         reads: endings of files with which sampling can begin (`--init`); empty if there is no such thing.
         printable: without `-o` the result is printed (`show`), not saved.
@@ -45,6 +47,7 @@ class Modality(ABC):
 
     name: ClassVar[str]
     suffixes: ClassVar[tuple[str, ...]]
+    joins: ClassVar[tuple[str, ...]] = ()
     options: ClassVar[tuple[RequestOption, ...]] = ()
     reads: ClassVar[tuple[str, ...]] = ()
     printable: ClassVar[bool] = False

@@ -15,11 +15,11 @@ RECORD = "metadata.json"
 """The record in a result that is a folder."""
 
 
-def targets(output: Path, count: int, suffixes: Sequence[str]) -> list[Path]:
+def targets(output: Path, count: int, suffixes: Sequence[str], joins: Sequence[str] = ()) -> list[Path]:
     """The files that `count` results go to.
 
-    One result goes to `output`; several to `output` with -000, -001, ... before its ending. A folder, or a
-    path without an ending, takes numbered files of the default ending.
+    One result goes to `output`; several to `output` with -000, -001, ... before its ending, or all to `output` if
+    its ending is one of `joins`. A folder takes numbered files of the default ending.
 
     Raises:
         ConfigError: the folder does not exist or cannot be written, or the ending is not one that can be saved.
@@ -33,8 +33,8 @@ def targets(output: Path, count: int, suffixes: Sequence[str]) -> list[Path]:
                 f"expected {', '.join(suffixes)}, or an existing folder"
             )
         files = (
-            [output]
-            if count == 1
+            [output] * count
+            if count == 1 or output.suffix.lower() in joins
             else [output.with_name(f"{output.stem}-{i:03d}{output.suffix}") for i in range(count)]
         )
     check_folder(files[0].parent)
@@ -89,7 +89,9 @@ def atomically(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write(path: Path, save: Callable[[Path], None]) -> None:
-    """Write one file through `save(temporary path)`."""
+def write(path: Path, save: Callable[[Path], None], join: bool = False) -> None:
+    """Write one file through `save(temporary path)`; with `join` after what `path` holds already."""
     with atomically(path) as temporary:
         save(temporary)
+        if join:
+            temporary.write_bytes(path.read_bytes() + temporary.read_bytes())

@@ -45,3 +45,13 @@ def test_a_folder_of_the_user_is_written_into_never_replaced(tmp_path: Path):
     with pytest.raises(OutputError):
         write(path, folder)
     assert (path / "precious.txt").read_text() == "kept"
+
+
+def test_results_of_one_ending_can_share_a_file(tmp_path: Path):
+    path = tmp_path / "a.png"
+    assert targets(path, 3, SUFFIXES, joins=(".png",)) == [path] * 3
+    assert targets(path, 2, SUFFIXES, joins=(".frames",)) == [tmp_path / "a-000.png", tmp_path / "a-001.png"]
+    path.write_text("from an earlier run")
+    for index in range(3):
+        write(path, lambda p, index=index: p.write_text(f"{index}\n") and None, join=index > 0)
+    assert path.read_text() == "0\n1\n2\n"

@@ -221,6 +221,22 @@ def test_a_saved_text_can_be_replayed(models, capsys, tmp_path, monkeypatch, fam
     assert "bit-identical" in capsys.readouterr().out
 
 
+def test_many_texts_share_a_jsonl_file(models, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("prompts.txt").write_text("dog (noun)\nrun (verb)\nbright (adjective)\n")
+    Path("all.jsonl").write_text("from before\n")
+    asked = ["--model", str(models["masked"]), "--steps", "2", "--length", "20", "--batch", "2"]
+    assert main(["text", "@prompts.txt", *asked, "-o", "all.jsonl", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["files"] == ["all.jsonl"]
+    lines = [json.loads(line) for line in Path("all.jsonl").read_text().splitlines()]
+    assert [line["prompt"] for line in lines] == ["dog (noun)", "run (verb)", "bright (adjective)"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["all.jsonl", "prompts.txt"]
+    assert main(["replay", "all.jsonl"]) == 2
+    assert "holds 3 texts; give a file of one" in capsys.readouterr().err
+    Path("third.jsonl").write_text(Path("all.jsonl").read_text().splitlines()[2] + "\n")
+    assert main(["replay", "third.jsonl", "--model", str(models["masked"])]) == 0
+
+
 def test_a_text_that_was_not_made_here(tmp_path):
     (tmp_path / "x.txt").write_text("hello\n")
     with pytest.raises(ConfigError, match=r"x\.json beside it is lost"):
