@@ -11,6 +11,7 @@ from typing import Any
 
 from suite.call import active_call, first_steps
 from suite.plugins.cache._shared import size
+from suite.wrap import reuse
 
 #: (step, steps) -> the oldest step whose output may be reused at `step`; `step` itself means that it is computed.
 Anchor = Callable[[int, int], int]
@@ -133,9 +134,10 @@ class Outputs:
 
     def facts(self) -> dict[str, Any]:
         """For the report."""
-        return {
-            "computed": self.computed,
-            "reused": self.reused,
-            "skipped_share": self.reused / max(1, self.computed + self.reused),
-            "bytes_held": self.peak,
-        }
+        share = self.reused / max(1, self.computed + self.reused)
+        return reuse(hits=self.reused, misses=self.computed, skipped_share=share, bytes_held=self.peak)
+
+    def clear(self) -> None:
+        """Forget everything that is kept."""
+        self.kept.clear()
+        self.held = 0

@@ -19,6 +19,7 @@ from suite.plugins.cache._chain import (
     states_of,
     take,
 )
+from suite.wrap import reuse
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -179,11 +180,14 @@ class Residual:
         self.policy.keep(now.call, now.missing, residual)
         self.now = None
 
-    def facts(self) -> dict[str, Any]:
-        """For the report: the share of rows reused, rows reused by step, and the share of block evaluations skipped."""
+    def facts(self, **of_policy: Any) -> dict[str, Any]:
+        """For the report: rows reused, also by step, and the share of blocks skipped, with what the policy adds."""
         hits = sum(self.hits.values())
-        return {
-            "hit_share": hits / max(1, self.rows),
-            "hits": [self.hits[step] for step in sorted(self.hits)],
-            "skipped_share": self.skipped / max(1, self.rows * len(self.refs)),
-        }
+        return reuse(
+            hits=hits,
+            misses=self.rows - hits,
+            skipped_share=self.skipped / max(1, self.rows * len(self.refs)),
+            hit_share=hits / max(1, self.rows),
+            hits_by_step=[self.hits[step] for step in sorted(self.hits)],
+            **of_policy,
+        )

@@ -297,7 +297,7 @@ class DeepCache(Plugin):
 
         def undo() -> None:
             patches.undo()
-            inner.outputs.kept.clear()
+            inner.outputs.clear()
             inner.now = None
 
         def report() -> WrapReport:
@@ -309,4 +309,4 @@ class DeepCache(Plugin):
             reason = reason or f"no step lay between two that are computed: interval = {self.interval}"
             return WrapReport(did, UNIT, facts, "" if did else reason)
 
-        return Wrap(report=report, network=install, undo=undo)
+        return Wrap(report=report, network=install, undo=undo, held=lambda: inner.outputs.held)

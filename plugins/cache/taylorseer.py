@@ -14,7 +14,7 @@ from suite.plugin import Plugin
 from suite.plugins.cache._forecast import History
 from suite.plugins.cache._residual import Residual
 from suite.plugins.cache._shared import found
-from suite.wrap import Wrap, WrapReport
+from suite.wrap import Wrap, WrapReport, reuse
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -35,6 +35,7 @@ class _Forecasts:
     kept: dict[str, dict[tuple[str, int], History]] = field(default_factory=dict)
     computed: int = 0
     forecast: int = 0
+    held: int = 0
     peak: int = 0
     errors: list[Tensor] = field(default_factory=list)
 
@@ -58,10 +59,13 @@ class _Forecasts:
         history = self.history(part, call)
         self._measure(history, call, output)
         if call.step + 1 >= call.steps - self.options.last:
+            self.held -= history.bytes
             history.clear()  # every step that is left is computed
             return
+        before = history.bytes
         history.push(call, output)
-        self.peak = max(self.peak, sum(h.bytes for mine in self.kept.values() for h in mine.values()))
+        self.held += history.bytes - before
+        self.peak = max(self.peak, self.held)
 
     def _measure(self, history: History, call: Call, output: Any) -> None:
         if not history.steps or call.step - history.steps[0] != self.options.interval:
@@ -101,7 +105,12 @@ class _Forecasts:
     def facts(self) -> dict[str, Any]:
         mean = float(sum(self.errors) / len(self.errors)) if self.errors else None
         # What a forecast over a whole interval misses, seen at the steps that are computed anyway.
-        return {"bytes_held": self.peak, "error_at_refresh": mean}
+        return {"bytes_held": self.peak, "error_estimate": mean}
+
+    def clear(self) -> None:
+        """Forget everything that is kept."""
+        self.kept.clear()
+        self.held = 0
 
 
 def _leaves(output: Any) -> list[Tensor]:
@@ -188,23 +197,19 @@ class TaylorSeer(Plugin):
 
         def report() -> WrapReport:
             did = chain.skipped if chain else forecasts.forecast
-            facts = chain.facts() if chain else _shares(forecasts)
-            return WrapReport(did, unit, facts | forecasts.facts(), "" if did else why_nothing(self))
+            facts = chain.facts(**forecasts.facts()) if chain else _shares(forecasts)
+            return WrapReport(did, unit, facts, "" if did else why_nothing(self))
 
         def undo() -> None:
             patches.undo()
-            forecasts.kept.clear()
+            forecasts.clear()
 
-        return Wrap(report=report, network=install, undo=undo)
+        return Wrap(report=report, network=install, undo=undo, held=lambda: forecasts.held)
 
 
 def _shares(forecasts: _Forecasts) -> dict[str, Any]:
-    total = forecasts.computed + forecasts.forecast
-    return {
-        "computed": forecasts.computed,
-        "forecast": forecasts.forecast,
-        "skipped_share": forecasts.forecast / max(1, total),
-    }
+    share = forecasts.forecast / max(1, forecasts.computed + forecasts.forecast)
+    return reuse(hits=forecasts.forecast, misses=forecasts.computed, skipped_share=share, **forecasts.facts())
 
 
 def check_forecast(who: str, interval: int, order: int, warmup: int, last: int, scale: float) -> None:

@@ -155,7 +155,7 @@ def test_a_time_that_comes_twice(plugin: Plugin) -> None:
     if isinstance(plugin, TextKV):
         assert torch.equal(out, plain)
     elif isinstance(plugin, FORA):
-        assert report.facts["computed"] == 9 * 6  # steps 0, 2, 4 first; 1 (nothing kept), 2, 4 second
+        assert report.facts["misses"] == 9 * 6  # steps 0, 2, 4 first; 1 (nothing kept), 2, 4 second
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 from suite.errors import ConfigError
 from suite.manager import implemented_hooks
 from suite.plugin import Plugin, build
-from suite.testing.checks import every, parallelize, schedule, solver, wrap  # they register
+from suite.testing.checks import cache, every, parallelize, schedule, solver, wrap  # they register
 from suite.testing.checks.subject import BY_HOOK, COMMON, CONTINUOUS, DISCRETE, ENDS, WRAP, Check, Subject
 
 WRAPS = ("compress", "parallelize", "cache")
@@ -86,6 +86,6 @@ def parametrize_with_checks(
 
 
 __all__ = [
-    "CONTINUOUS", "DISCRETE", "ENDS", "Check", "Subject", "checks_for", "every", "parallelize",
+    "CONTINUOUS", "DISCRETE", "ENDS", "Check", "Subject", "cache", "checks_for", "every", "parallelize",
     "parametrize_with_checks", "schedule", "solver", "wrap",
 ]  # fmt: skip
