@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
+from PIL import Image
 
 from suite.output import write
 
@@ -52,6 +54,14 @@ def draw(file: Path, title: str, instead: str, asked: Sequence[int], parts: Sequ
     axis.set_title(title, fontsize=8)
     legend = [Patch(color=COMPUTED, label="computed"), Patch(color=INSTEAD[instead], label=instead)]
     axis.legend(handles=legend, fontsize=6, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-    metadata = {"Date": None} if file.suffix == ".svg" else {}
-    form = file.suffix.removeprefix(".")
-    write(file, lambda temporary: figure.savefig(temporary, format=form, dpi=110, metadata=metadata))
+    write(file, lambda temporary: _save(figure, temporary, file.suffix))
+
+
+def _save(figure: Figure, file: Path, suffix: str) -> None:
+    if suffix != ".png":
+        figure.savefig(file, format=suffix.removeprefix("."), metadata={"Date": None} if suffix == ".svg" else None)
+        return
+    pixels = BytesIO()
+    figure.savefig(pixels, format="png", dpi=110)
+    # A few flat colours: a palette is a fifth of the size.
+    Image.open(pixels).convert("RGB").quantize(32).save(file, format="png", optimize=True)
