@@ -70,11 +70,12 @@ class Activity:
 
     def _seen(self, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
-            first = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)), None)
-            step = self.step(active_call())
-            if step is not None:
+            out = forward(*args, **kwargs)
+            # Counted when it returns: TeaCache begins a block for its first lines alone.
+            if (step := self.step(active_call())) is not None:
+                first = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)), None)
                 self.ran[name][step] += 1 if first is None else first.numel()
-            return forward(*args, **kwargs)
+            return out
 
         return run
 
