@@ -89,7 +89,7 @@ def test_known_with_the_model(suite, here) -> None:
         (("--cache", "deepcache"), ("deepcache looked for a U-Net", "PixArtTransformer2DModel has", "6 block")),
         # A store that cannot be used, or is something else.
         (("--cache", "nirvana:store=file"), ("nirvana", "'file'", "name a folder that can be written")),
-        (("--cache", "redi:store=other"), ("redi", "index.json")),
+        (("--cache", "redi:store=other"), ("redi", "the store other is of format", "name another folder")),
         # More cache than allowed: each cache, its bytes, the limit.
         (
             ("--cache", "fora", "--cache", "text-kv", "--cache-limit", "0.01"),
