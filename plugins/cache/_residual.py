@@ -131,9 +131,8 @@ class Residual:
         names = argument_names(ref.module)
 
         def run(*args: Any, **kwargs: Any) -> Any:
-            states: States = tuple(argument(name, names, args, kwargs) for name in ref.hidden)
             if index == 0:
-                self._begin(states, lambda: self._signal(forward, args, kwargs))
+                self._begin(self._states(ref, names, args, kwargs), lambda: self._signal(forward, args, kwargs))
             now = self.now
             if now is None:
                 first = self.refs[0].name
@@ -145,6 +144,7 @@ class Residual:
                 if last:
                     self._end(now, states_of(self.who, ref, output), now.before)
                 return output
+            states = self._states(ref, names, args, kwargs)
             if last:
                 reused = self.policy.recall(now.call)
                 states = tuple(
@@ -163,6 +163,10 @@ class Residual:
             return states[0] if len(states) == 1 else states
 
         return run
+
+    @staticmethod
+    def _states(ref: BlockRef, names: Sequence[str], args: Any, kwargs: Any) -> States:
+        return tuple(argument(name, names, args, kwargs) for name in ref.hidden)
 
     def _begin(self, states: States, signal: Callable[[], Tensor]) -> None:
         call = active_call()

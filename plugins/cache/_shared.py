@@ -13,7 +13,7 @@ def size(value: Any) -> int:
     """Bytes of the tensors in an output: a tensor, None, or a tuple or list of outputs."""
     if isinstance(value, tuple | list):
         return sum(size(v) for v in value)
-    return 0 if value is None else value.numel() * value.element_size()
+    return 0 if value is None else value.nbytes
 
 
 def held_within(*roots: Any) -> int:

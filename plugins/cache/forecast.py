@@ -70,9 +70,8 @@ class _Forecasting:
         store.computed += 1
         x0 = self.inner.denoise(x, t, cond, call)
         value = self._of_x0(x0, x, t)
-        if history.steps and call.step - history.steps[0] == o.interval:
-            away = (history.at(call.t) - value).abs().float().mean()
-            store.errors.append(away / value.abs().float().mean())
+        if (error := history.error(call, value)) is not None:
+            store.errors.append(error)
         history.push(call, value)
         store.peak = max(store.peak, store.held())
         return x0

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from suite.plugins.cache._chain import States
     from suite.run import Run
 
+GOLDEN = 0.6180339887498949
 KINDS = ("attention", "cross_attention", "mlp")
 UNITS = {"parts": "attention and MLP calls forecast", "residual": "block evaluations forecast (rows x blocks)"}
 
@@ -41,23 +42,31 @@ class _Forecasts:
 
     def history(self, part: str, call: Call) -> History:
         """What is kept of this part for the call's branch and evaluation."""
-        o = self.options
-        mine = self.kept.setdefault(part, {})
-        return mine.setdefault((call.branch, call.evaluation), History(o.order, o.interval, o.form, o.scale))
+        mine, key = self.kept.setdefault(part, {}), (call.branch, call.evaluation)
+        if key not in mine:
+            o = self.options
+            mine[key] = History(o.order, o.interval, o.form, o.scale)
+        return mine[key]
 
-    def ready(self, part: str, call: Call) -> bool:
+    def ready(self, history: History, call: Call) -> bool:
         """Whether this call is answered by a forecast."""
-        o, history = self.options, self.history(part, call)
+        o = self.options
         if call.step < o.warmup or call.step % o.interval == 0 or call.step >= call.steps - o.last:
             return False
         # Outputs of an older interval count as nothing: a branch may come back after steps without it, as guidance
         # in an interval does, and a second evaluation is missing from some steps.
         return bool(history.steps) and history.steps[0] // o.interval == call.step // o.interval
 
-    def store(self, part: str, call: Call, output: Any) -> None:
-        """Keep a computed output, and note how far from it a forecast would have been."""
-        history = self.history(part, call)
-        self._measure(history, call, output)
+    def store(self, history: History, call: Call, output: Any, number: int = 0) -> None:
+        """Keep a computed output, and note how far from it a forecast would have been.
+
+        Of part `number` that is done in its turn only, one part an interval, spread over the network by the golden
+        ratio: of all parts it would cost some percent of an evaluation.
+        """
+        turn = call.step // self.options.interval * GOLDEN % 1
+        if number == int(turn * len(self.kept)):
+            error = history.error(call, output)
+            self.errors.extend(() if error is None else (error,))
         if call.step + 1 >= call.steps - self.options.last:
             self.held -= history.bytes
             history.clear()  # every step that is left is computed
@@ -67,24 +76,20 @@ class _Forecasts:
         self.held += history.bytes - before
         self.peak = max(self.peak, self.held)
 
-    def _measure(self, history: History, call: Call, output: Any) -> None:
-        if not history.steps or call.step - history.steps[0] != self.options.interval:
-            return
-        got, wanted = (next(iter(_leaves(v)), None) for v in (history.at(call.t), output))
-        if got is not None and wanted is not None and got.shape == wanted.shape:
-            self.errors.append((got - wanted).abs().float().mean() / wanted.abs().float().mean())
-
     def part(self, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
         """The forward that answers for `forward`."""
 
+        number, mine = len(self.kept), self.kept.setdefault(name, {})
+
         def answer(*args: Any, **kwargs: Any) -> Any:
             call = active_call()
-            if self.ready(name, call):
+            history = mine.get((call.branch, call.evaluation)) or self.history(name, call)
+            if self.ready(history, call):
                 self.forecast += 1
-                return self.history(name, call).at(call.t)
+                return history.at(call.t)
             self.computed += 1
             output = forward(*args, **kwargs)
-            self.store(name, call, output)
+            self.store(history, call, output, number)
             return output
 
         return answer
@@ -93,11 +98,11 @@ class _Forecasts:
 
     def missing(self, call: Call, batch: int, signal: Callable[[], Tensor]) -> list[int]:
         del signal
-        return [] if self.ready("", call) else list(range(batch))
+        return [] if self.ready(self.history("", call), call) else list(range(batch))
 
     def keep(self, call: Call, rows: list[int], residual: States) -> None:
         del rows
-        self.store("", call, residual)
+        self.store(self.history("", call), call, residual)
 
     def recall(self, call: Call) -> States:
         return self.history("", call).at(call.t)
@@ -111,12 +116,6 @@ class _Forecasts:
         """Forget everything that is kept."""
         self.kept.clear()
         self.held = 0
-
-
-def _leaves(output: Any) -> list[Tensor]:
-    if isinstance(output, tuple | list):
-        return [leaf for o in output for leaf in _leaves(o)]
-    return [] if output is None else [output]
 
 
 @dataclass(frozen=True)

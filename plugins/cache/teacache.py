@@ -67,12 +67,13 @@ class _Kept:
     """Of one branch and evaluation; the first axis of each tensor is the batch.
 
     Attributes:
-        signal, step: of the evaluation before, computed or not.
+        signal, level, step: of the evaluation before, computed or not; `level` is each row's mean absolute value.
         sums: of each row, the expected change since it was computed.
         residual, computed: what is reused, and when each row of it was computed.
     """
 
     signal: Tensor
+    level: Tensor
     step: int
     sums: list[float]
     computed: list[int]
@@ -95,10 +96,11 @@ class _Policy:
         kept = self.kept.get(key)
         # After steps without this branch, as guidance in an interval leaves them, the change since then is unknown.
         if kept is None or kept.signal.shape != now.shape or kept.step != call.step - 1:
-            self.kept[key] = _Kept(now, call.step, [0.0] * batch, [call.step] * batch)
+            self.kept[key] = _Kept(now, row_means(now), call.step, [0.0] * batch, [call.step] * batch)
             return list(range(batch))
-        changes: list[float] = (row_means(now - kept.signal) / row_means(kept.signal)).tolist()
-        kept.signal, kept.step = now, call.step
+        level = row_means(now)
+        changes: list[float] = (row_means(now - kept.signal) / kept.level).tolist()
+        kept.signal, kept.level, kept.step = now, level, call.step
         missing = [row for row, change in enumerate(changes) if not self._reuse(kept, row, change, call)]
         for row in missing:
             kept.sums[row], kept.computed[row] = 0.0, call.step

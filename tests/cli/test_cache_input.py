@@ -92,8 +92,8 @@ def test_known_with_the_model(suite, here) -> None:
         (("--cache", "redi:store=other"), ("redi", "the store other is of format", "name another folder")),
         # More cache than allowed: each cache, its bytes, the limit.
         (
-            ("--cache", "fora", "--cache", "text-kv", "--cache-limit", "0.01"),
-            ("caches hold", "fora 2.25 MiB", "text-kv", "the limit of 0.01 MiB", "--cache-limit", "--batch"),
+            ("--cache", "fora", "--cache", "text-kv", "--cache-limit", "0.5"),
+            ("caches hold", "fora 2.25 MiB", "text-kv", "the limit of 0.5 MiB", "--cache-limit", "--batch"),
         ),
     ):
         done = suite(*RUN, *words)
