@@ -174,15 +174,16 @@ BOOK: tuple[Rule, ...] = (
         "C13",
         ["trajectory batch-axis", "stochastic-step"],
         Verdict.FORBID,
-        "each sweep of a parallel-in-time sampler would draw other noise and never converge; use a deterministic solver",
+        "each sweep of a parallel-in-time sampler would draw other noise and never converge; use a deterministic "
+        "solver",
         "library source",
     ),
     _rule(
         "C14",
         ["trajectory batch-axis", "multistep"],
         Verdict.FORBID,
-        "a parallel-in-time sampler steps all times at once, and a solver's history belongs to one time after the other; "
-        "use a one-step solver",
+        "a parallel-in-time sampler steps all times at once, and a solver's history belongs to one time after the "
+        "other; use a one-step solver",
         "library source",
     ),
     _rule(
