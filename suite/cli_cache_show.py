@@ -16,7 +16,8 @@ from suite.output import check_folder
 SUFFIXES = (".svg", ".png", ".pdf")
 #: By what share of a part's rows ran at a step, from none on.
 SIGNS = ".-+#"
-WORDS = ("forecast", "left out", "skipped", "reused")
+#: A word of a cache's report -> what the figure calls what did not run.
+WORDS = {"forecast": "forecast", "left out": "left out", "skipped": "skipped", "reuse": "reused"}
 HOLDERS = ("down", "mid", "up", "layer")
 
 Report = Annotated[Path, typer.Argument(metavar="REPORT", help="What --report wrote in a run with --blocks.")]
@@ -80,7 +81,7 @@ def title(report: Mapping[str, Any]) -> str:
 def instead(report: Mapping[str, Any]) -> str:
     """What happens where a part does not run, in the words of the cache's report."""
     what = " ".join(p["what"] for p in report["plugins"] if p["hook"] == "cache")
-    return next((word for word in WORDS if word in what), "not run")
+    return next((name for word, name in WORDS.items() if word in what), "not run")
 
 
 def chosen(parts: Sequence[Mapping[str, Any]], kinds: str, pattern: str) -> list[Mapping[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -61,8 +61,9 @@ class _Policy:
     kept: dict[tuple[str, int], tuple[int, States]] = field(default_factory=dict)
     estimates: list[float] = field(default_factory=list)
     peak: int = 0
+    watches: bool = False
 
-    def missing(self, call: Call, batch: int, signal: Callable[[], Tensor]) -> list[int]:
+    def missing(self, call: Call, batch: int, signal: Tensor | None) -> list[int]:
         del signal
         step, kept = self.content.index(call.next_t), self.kept.get((call.branch, call.evaluation))
         if step is None or kept is None or call.evaluation >= len(self.plan):

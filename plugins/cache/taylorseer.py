@@ -39,6 +39,7 @@ class _Forecasts:
     held: int = 0
     peak: int = 0
     errors: list[Tensor] = field(default_factory=list)
+    watches: bool = False
 
     def history(self, part: str, call: Call) -> History:
         """What is kept of this part for the call's branch and evaluation."""
@@ -96,7 +97,7 @@ class _Forecasts:
 
     # As the policy of a chain: one part, all rows or none.
 
-    def missing(self, call: Call, batch: int, signal: Callable[[], Tensor]) -> list[int]:
+    def missing(self, call: Call, batch: int, signal: Tensor | None) -> list[int]:
         del signal
         return [] if self.ready(self.history("", call), call) else list(range(batch))
 

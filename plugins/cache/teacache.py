@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -90,9 +89,11 @@ class _Policy:
     nearest: float = float("inf")
     estimates: list[float] = field(default_factory=list)
     peak: int = 0
+    watches: bool = True
 
-    def missing(self, call: Call, batch: int, signal: Callable[[], Tensor]) -> list[int]:
-        now, key = signal(), (call.branch, call.evaluation)
+    def missing(self, call: Call, batch: int, signal: Tensor | None) -> list[int]:
+        assert signal is not None
+        now, key = signal, (call.branch, call.evaluation)
         kept = self.kept.get(key)
         # After steps without this branch, as guidance in an interval leaves them, the change since then is unknown.
         if kept is None or kept.signal.shape != now.shape or kept.step != call.step - 1:

@@ -31,7 +31,7 @@ class Shown:
         cache: with its options; `TEMPORARY` is a folder that lasts for all figures.
         part: names of the parts that are drawn.
         kind: their kinds.
-        recipe: of the run, over `balanced` at 20 steps.
+        recipe: of the run, over the model's defaults.
         calibrate: command that makes a file first.
         runs: how many; the last one is drawn.
     """
@@ -49,6 +49,7 @@ class Shown:
 
 
 EVEN = {"steps": 50, "solver": "ddim", "schedule": "uniform", "guidance_interval": [0, 1]}
+BETA = {"steps": 20, "solver": "dpmpp-2m", "schedule": "beta"}
 QUICK = ("--steps", "20", "--samples", "1", "--check", "1", "--batch", "1", "--dtype", "fp32")
 TEXT = {"modality": "text", "model": "gloss-masked", "prompt": "dog (noun)", "part": "model.layers.[05].*"}
 FIGURES: dict[str, Shown] = {
@@ -66,9 +67,10 @@ FIGURES: dict[str, Shown] = {
     "magcache": Shown("magcache", BLOCKS, recipe=EVEN),
     "block-cache": Shown(
         f"block-cache:file={TEMPORARY}/block-cache.json,adjust=false,threshold=0.5",
+        recipe=BETA,
         calibrate=("block-cache:adjust=false", *QUICK, "-o", f"{TEMPORARY}/block-cache.json"),
     ),
-    "learned": Shown("learned", recipe={"recipe": "quality", "steps": 20}),
+    "learned": Shown("learned", recipe=BETA),
     "early-exit": Shown("early-exit:depth=0.5/0.75/1", BLOCKS),
     "taylorseer": Shown("taylorseer:interval=3"),
     "forecast": Shown("forecast:interval=2", BLOCKS),

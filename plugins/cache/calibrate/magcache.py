@@ -28,7 +28,7 @@ class Watch:
     ratios: dict[tuple[int, int], list[float]] = field(default_factory=dict)
     before: dict[tuple[str, int], tuple[int, States]] = field(default_factory=dict)
 
-    def missing(self, call: Call, batch: int, signal: Callable[[], Tensor]) -> list[int]:
+    def missing(self, call: Call, batch: int, signal: Tensor | None) -> list[int]:
         del call, signal
         return list(range(batch))
 

@@ -30,9 +30,9 @@ class Watch:
     before: dict[tuple[str, int], tuple[int, Tensor, States]] = field(default_factory=dict)
     signal: Tensor | None = None
 
-    def missing(self, call: Call, batch: int, signal: Callable[[], Tensor]) -> list[int]:
+    def missing(self, call: Call, batch: int, signal: Tensor | None) -> list[int]:
         del call
-        self.signal = signal()
+        self.signal = signal
         return list(range(batch))
 
     def keep(self, call: Call, rows: list[int], residual: States) -> None:
