@@ -161,8 +161,10 @@ class History:
         import torch
 
         # Sums of absolute values; their numbers are equal.
-        away, size_of = (torch.linalg.vector_norm(v, 1, dtype=torch.float32) for v in (got.sub_(wanted), wanted))
-        return away / size_of
+        dtype = torch.promote_types(wanted.dtype, torch.float32)
+        return torch.linalg.vector_norm(got.sub_(wanted), 1, dtype=dtype) / torch.linalg.vector_norm(
+            wanted, 1, dtype=dtype
+        )
 
 
 def _alike(a: Any, b: Any) -> bool:

@@ -164,7 +164,7 @@ def ratios_of(subject: Any, folder: Path) -> tuple[str, tuple[float, ...]]:
         (curve,) = cache_file.read(shipped, "magcache").values["ratios"][:1]
         return str(shipped), tuple(1.0 if r is None else r for r in curve)
     curve = [None, *[0.99 - 0.0002 * k for k in range(1, STEPS)]]
-    stamp = RunStamp("a" * 64, {"family": "flow"}, "uniform", "ddim", STEPS, ())
+    stamp = RunStamp("a model", "a noise", "ddim", STEPS, "uniform", "")
     times = tuple(torch.linspace(1, 0, STEPS + 1, dtype=torch.float64).tolist())
     file = folder / "magcache.json"
     cache_file.write(file, CacheFile("magcache", stamp, times, {"ratios": [curve]}, {}))

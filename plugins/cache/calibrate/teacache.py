@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
@@ -26,6 +25,7 @@ class Watch:
         pairs: (change of the signal, change of the residual), relative.
     """
 
+    watches: bool = True
     pairs: list[tuple[float, float]] = field(default_factory=list)
     before: dict[tuple[str, int], tuple[int, Tensor, States]] = field(default_factory=dict)
     signal: Tensor | None = None
