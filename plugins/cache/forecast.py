@@ -9,7 +9,7 @@ from suite.coefficients import expand
 from suite.errors import ConfigError
 from suite.hookspecs import hookimpl
 from suite.plugin import Plugin
-from suite.plugins.cache._forecast import History
+from suite.plugins.cache._forecast import History, mean_error
 from suite.plugins.cache.taylorseer import check_forecast, why_nothing
 from suite.wrap import Wrap, WrapReport, reuse
 
@@ -33,7 +33,7 @@ class _Store:
     computed: int = 0
     forecast: int = 0
     peak: int = 0
-    errors: list[Tensor] = field(default_factory=list)
+    missed: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
     def held(self) -> int:
         return sum(h.bytes for h in self.kept.values())
@@ -46,7 +46,7 @@ class _Store:
             skipped_share=self.forecast / max(1, self.computed + self.forecast),
             bytes_held=self.peak,
             # What a forecast over a whole interval misses, seen at the steps that are computed anyway.
-            error_estimate=float(sum(self.errors) / len(self.errors)) if self.errors else None,
+            error_estimate=mean_error(self.missed),
         )
         return WrapReport(self.forecast, UNIT, facts, "" if self.forecast else why_nothing(o))
 
@@ -70,8 +70,8 @@ class _Forecasting:
         store.computed += 1
         x0 = self.inner.denoise(x, t, cond, call)
         value = self._of_x0(x0, x, t)
-        if (error := history.error(call, value)) is not None:
-            store.errors.append(error)
+        if (missed := history.missed(call, value)) is not None:
+            store.missed.append(missed)
         history.push(call, value)
         store.peak = max(store.peak, store.held())
         return x0

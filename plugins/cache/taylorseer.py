@@ -11,7 +11,7 @@ from suite.call import Call, active_call
 from suite.errors import ConfigError
 from suite.hookspecs import hookimpl
 from suite.plugin import Plugin
-from suite.plugins.cache._forecast import History
+from suite.plugins.cache._forecast import History, mean_error
 from suite.plugins.cache._residual import Residual
 from suite.plugins.cache._shared import found
 from suite.wrap import Wrap, WrapReport, reuse
@@ -38,7 +38,7 @@ class _Forecasts:
     forecast: int = 0
     held: int = 0
     peak: int = 0
-    errors: list[Tensor] = field(default_factory=list)
+    missed: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     watches: bool = False
 
     def history(self, part: str, call: Call) -> History:
@@ -66,8 +66,8 @@ class _Forecasts:
         """
         turn = call.step // self.options.interval * GOLDEN % 1
         if number == int(turn * len(self.kept)):
-            error = history.error(call, output)
-            self.errors.extend(() if error is None else (error,))
+            missed = history.missed(call, output)
+            self.missed.extend(() if missed is None else (missed,))
         if call.step + 1 >= call.steps - self.options.last:
             self.held -= history.bytes
             history.clear()  # every step that is left is computed
@@ -81,11 +81,12 @@ class _Forecasts:
         """The forward that answers for `forward`."""
 
         number, mine = len(self.kept), self.kept.setdefault(name, {})
+        interval = self.options.interval
 
         def answer(*args: Any, **kwargs: Any) -> Any:
             call = active_call()
             history = mine.get((call.branch, call.evaluation)) or self.history(name, call)
-            if self.ready(history, call):
+            if call.step % interval and self.ready(history, call):
                 self.forecast += 1
                 return history.at(call.t)
             self.computed += 1
@@ -109,9 +110,8 @@ class _Forecasts:
         return self.history("", call).at(call.t)
 
     def facts(self) -> dict[str, Any]:
-        mean = float(sum(self.errors) / len(self.errors)) if self.errors else None
         # What a forecast over a whole interval misses, seen at the steps that are computed anyway.
-        return {"bytes_held": self.peak, "error_estimate": mean}
+        return {"bytes_held": self.peak, "error_estimate": mean_error(self.missed)}
 
     def clear(self) -> None:
         """Forget everything that is kept."""
