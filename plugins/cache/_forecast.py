@@ -136,7 +136,7 @@ class History:
             old = self.outputs[0]
             if (shape is None or shape != getattr(old, "shape", None)) and not _alike(old, output):
                 self.clear()
-        kept = (self.steps, self.times, self.outputs, self.sizes)
+        kept: tuple[list[Any], ...] = (self.steps, self.times, self.outputs, self.sizes)
         if len(self.outputs) > self.order:
             self.bytes -= self.sizes[-1]
             for values in kept:
