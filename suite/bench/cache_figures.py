@@ -51,7 +51,12 @@ class Shown:
 EVEN = {"steps": 50, "solver": "ddim", "schedule": "uniform", "guidance_interval": [0, 1]}
 BETA = {"steps": 20, "solver": "dpmpp-2m", "schedule": "beta"}
 QUICK = ("--steps", "20", "--samples", "1", "--check", "1", "--batch", "1", "--dtype", "fp32")
-TEXT: dict[str, Any] = {"modality": "text", "model": "gloss-masked", "prompt": "dog (noun)", "part": "model.layers.[05].*"}
+TEXT: dict[str, Any] = {
+    "modality": "text",
+    "model": "gloss-masked",
+    "prompt": "dog (noun)",
+    "part": "model.layers.[05].*",
+}
 FIGURES: dict[str, Shown] = {
     "fora": Shown("fora:interval=3"),
     "deepcache": Shown("deepcache:interval=3", model="emoji-unet-32", part="*", kind="down/mid/up"),
