@@ -104,7 +104,7 @@ def test_known_with_the_model(suite, here) -> None:
             assert part in error
         assert not (here / "x.png").exists()
     unet = suite(*RUN, "--model", "emoji-unet-32", "--cache", "first-block")
-    assert unet.code == 2 and "first-block looked for a chain of blocks, but UNet2DConditionModel has" in unet.err
+    assert unet.code == 2 and "first-block looked for one chain of blocks, but UNet2DConditionModel has" in unet.err
 
 
 def test_the_report_of_a_command(suite, here) -> None:
