@@ -35,7 +35,7 @@ class Group:
 #: Imported only when they are named: their many options cost every other command's start.
 ON_DEMAND = {
     "schedule": Group("Fit grids of times to a model.", "suite.cli_schedule", ("optimize",)),
-    "cache": Group("Calibrate caches to a model.", "suite.cli_cache", ("calibrate",)),
+    "cache": Group("Calibrate caches to a model, and see what they reuse.", "suite.cli_cache", ("calibrate", "show")),
     "bench": Group("Measure what methods cost and lose.", "suite.cli_bench", ("solvers", "caches")),
 }
 

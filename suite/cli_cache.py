@@ -15,17 +15,18 @@ from suite import cache_file
 from suite import prompts as texts
 from suite.cache_file import CacheFile
 from suite.cache_fit import CALIBRATIONS, CacheMethod, EngineProblem
+from suite.cli_cache_show import show
+from suite.cli_fit import check_file, check_least, method_of
 from suite.cli_generate import Device, Dtype, Model, RecipeName, Scale, _single, check_device
 from suite.cli_job import open_engine
 from suite.cli_schedule import Batch, Prompts, Seed, progress
-from suite.discovery import find, installed
-from suite.errors import ConfigError, PluginError
-from suite.output import check_folder
+from suite.errors import ConfigError
 from suite.plan import Plan, make_plan
-from suite.plugin import build, options_of
 from suite.recipe import Named, from_options
 from suite.report import versions
 from suite.stamp import run_stamp_of
+
+__all__ = ["calibrate", "show"]
 
 Method = Annotated[str, typer.Argument(metavar="METHOD[:OPTION=VALUE,...]", help="The cache, e.g. teacache.")]
 Modality = Annotated[str, typer.Option(metavar="NAME", help="An installed modality.")]
@@ -109,16 +110,9 @@ def calibrate(
     as_json: Json = False,
 ) -> None:
     """Calibrate a cache to a model and a run; prints the file, which --cache METHOD:file=FILE uses."""
-    name = Named.parse(method)
-    cls = find(name.name, installed(CALIBRATIONS), "method").load()
-    if not (isinstance(cls, type) and issubclass(cls, CacheMethod)):
-        raise PluginError(f"the method {method} is not a subclass of suite.cache_fit.CacheMethod")
-    built: CacheMethod = build(cls, name.options, name=name.name)
+    named, built = method_of(method, CALIBRATIONS, CacheMethod)
     check_device(device)
-    limits = (("--steps", steps, 2), ("--samples", samples, 1), ("--check", checks, 1), ("--batch", batch, 1))
-    for option, value, low in limits:
-        if value is not None and value < low:
-            raise ConfigError(f"{option} {value}: expected at least {low}")
+    check_least(("--steps", steps, 2), ("--samples", samples, 1), ("--check", checks, 1), ("--batch", batch, 1))
     wanted = from_options(
         steps=steps,
         guidance=guidance,
@@ -127,15 +121,12 @@ def calibrate(
         schedule=_single("schedule", schedule),
     )
     plan = make_plan(modality, recipe, overrides=wanted, model=model, allow_noop=True)
-    _refuse(plan, name.name)
+    _refuse(plan, named.name)
     assert plan.recipe.steps is not None
-    default = f"{cache_file.default_name(name.name, plan.folder.name, plan.recipe.steps)}{cache_file.SUFFIX}"
+    default = f"{cache_file.default_name(named.name, plan.folder.name, plan.recipe.steps)}{cache_file.SUFFIX}"
     file = output or Path(default)
-    if file.suffix != cache_file.SUFFIX or file.is_dir():
-        raise ConfigError(f"-o {file}: expected a file that ends in {cache_file.SUFFIX}")
-    check_folder(file.parent)
+    check_file(file, cache_file.SUFFIX)
     asked = texts.read(prompt) if prompt is not None else list(plan.modality.load().calibration_prompts)
-    named = Named(name.name, {key: getattr(built, key) for key in options_of(cls)})
     for warning in plan.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     content, numbers = Job(plan, built, named, file, asked, samples, checks, seed, batch, device).run()

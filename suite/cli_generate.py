@@ -76,6 +76,11 @@ AllowNoop = Annotated[bool, typer.Option("--allow-noop", help="Accept a plugin t
 ReportFile = Annotated[
     Path | None, typer.Option("--report", metavar="FILE", help="Write files and reports there as JSON.")
 ]
+CacheLimit = Annotated[
+    float | None,
+    typer.Option(metavar="MIB", help="Most memory that caches may hold.  [default: half of the device's]"),
+]
+Blocks = Annotated[bool, typer.Option("--blocks", help="Record which blocks run at which step for the report.")]
 Macs = Annotated[bool, typer.Option("--macs", help="Count multiply-accumulates for the report; slow.")]
 Json = Annotated[bool, typer.Option("--json", help="Print files and reports as JSON, and nothing else.")]
 
@@ -102,6 +107,7 @@ def command(modality: str, with_options: bool = True) -> Callable[..., int]:
         schedule: Schedules = None,
         solver: Solvers = None,
         cache: Caches = None,
+        cache_limit: CacheLimit = None,
         compress: Compress = None,
         parallelize: Parallelize = None,
         recipe: RecipeName = None,
@@ -112,6 +118,7 @@ def command(modality: str, with_options: bool = True) -> Callable[..., int]:
         allow_noop: AllowNoop = False,
         report: ReportFile = None,
         macs: Macs = False,
+        blocks: Blocks = False,
         as_json: Json = False,
         **asked: Any,
     ) -> int:
@@ -139,10 +146,12 @@ def command(modality: str, with_options: bool = True) -> Callable[..., int]:
             model=model,
             exact=exact,
             allow_noop=allow_noop,
+            cache_limit=cache_limit,
         )
         start = Init.of(plan.modality.load(), init, strength) if init else None
         files = _files(plan, output, prompts, report)
-        return Job(plan, prompts, seeds, files, negative, options, start, device, batch, report, macs, as_json).run()
+        job = Job(plan, prompts, seeds, files, negative, options, start, device, batch, report, macs, blocks, as_json)
+        return job.run()
 
     generate.__doc__ = f"Generate {modality} from a prompt."
     return _with_flags(generate, declared)

@@ -62,6 +62,7 @@ class Job:
     batch: int
     report_file: Path | None
     count_macs: bool
+    watch_blocks: bool
     as_json: bool
     saved: list[Path] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
@@ -114,6 +115,7 @@ class Job:
             init=self.init,
             on_step=lambda step: on_step(number, step),
             count_macs=self.count_macs,
+            watch_blocks=self.watch_blocks,
         )
         self.reports.append(result.report.to_dict())
         if not is_writer():

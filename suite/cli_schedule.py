@@ -15,15 +15,14 @@ import typer
 
 from suite import grid as grids
 from suite import prompts as texts
+from suite.cli_fit import check_file, check_least, method_of
 from suite.cli_generate import Device, Dtype, Model, RecipeName, Scale, _single, check_device
 from suite.cli_job import open_engine
-from suite.discovery import find, installed
+from suite.discovery import installed
 from suite.errors import ConfigError, PluginError
 from suite.grid_fit import GRIDS, Fitted, GridMethod, ModelProblem
-from suite.output import check_folder
 from suite.plan import Plan, make_plan
-from suite.plugin import build, options_of
-from suite.recipe import Named, from_options
+from suite.recipe import from_options
 from suite.report import versions
 
 ModalityName = Annotated[str, typer.Argument(metavar="MODALITY", help="An installed modality, e.g. image.")]
@@ -149,30 +148,21 @@ def optimize(
     as_json: Json = False,
 ) -> None:
     """Fit a grid of times to a model and a solver; prints the file, which --schedule grid:file=FILE uses."""
-    name = Named.parse(method)
-    cls = find(name.name, installed(GRIDS), "method").load()
-    if not (isinstance(cls, type) and issubclass(cls, GridMethod)):
-        raise PluginError(f"the method {method} is not a subclass of suite.grid_fit.GridMethod")
-    built: GridMethod = build(cls, name.options, name=name.name)
+    named, built = method_of(method, GRIDS, GridMethod)
     check_device(device)
-    for option, value, low in (
+    check_least(
         ("--steps", steps, 2), ("--samples", samples, 1), ("--check", checks, 0), ("--reference", reference, 2),
         ("--batch", batch, 1),
-    ):  # fmt: skip
-        if value < low:
-            raise ConfigError(f"{option} {value}: expected at least {low}")
+    )  # fmt: skip
     wanted = from_options(steps=steps, guidance=guidance, dtype=dtype, solver=_single("solver", solver))
     plan = make_plan(modality, recipe, overrides=wanted, model=model, allow_noop=True)
-    _refuse(plan, built, name.name)
+    _refuse(plan, built, named.name)
     assert plan.recipe.solver is not None
     own = "-".join(str(plan.recipe.solver).replace(":", "-").replace("=", "").replace("/", "_").split(","))
-    file = output or Path(f"{plan.folder.name}-{name.name}-{own}-{steps}{grids.SUFFIX}")
-    if file.suffix != grids.SUFFIX or file.is_dir():
-        raise ConfigError(f"-o {file}: expected a file that ends in {grids.SUFFIX}")
-    check_folder(file.parent)
+    file = output or Path(f"{plan.folder.name}-{named.name}-{own}-{steps}{grids.SUFFIX}")
+    check_file(file, grids.SUFFIX)
     asked = texts.read(prompt) if prompt is not None else list(plan.modality.load().calibration_prompts)
-    text = str(Named(name.name, {key: getattr(built, key) for key in options_of(cls)}))
-    job = Job(plan, built, text, file, asked, samples, checks, reference, seed, batch, device)
+    job = Job(plan, built, str(named), file, asked, samples, checks, reference, seed, batch, device)
     for warning in plan.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     grid, numbers = job.run()

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from suite.activity import Activity
+from suite.cache_memory import CacheMemory
 from suite.calibration import Calibration, Record
 from suite.call import Call
 from suite.denoiser import Cond, Counter, Denoiser, NetworkDenoiser
@@ -129,13 +131,15 @@ class Engine:
         device: str | None = None,
         exact: bool = False,
         allow_noop: bool = False,
+        cache_limit: float | None = None,
     ) -> Engine:
         """Check the request (see `suite.plan.make_plan`), load the model, apply compress and parallelize.
 
         Raises:
             ConfigError, PluginError: see `make_plan`; also a model whose files do not fit.
         """
-        return cls(make_plan(modality, recipe, model=model, exact=exact, allow_noop=allow_noop), device)
+        plan = make_plan(modality, recipe, model=model, exact=exact, allow_noop=allow_noop, cache_limit=cache_limit)
+        return cls(plan, device)
 
     def __enter__(self) -> Engine:
         return self
@@ -305,6 +309,19 @@ class Engine:
         """The network as a denoiser, without wraps and guidance; it remembers nothing of earlier calls."""
         return self._chain(run, self.request(("",)), self._noise(run), [], counter)[0]
 
+    def _grid(self, run: Run) -> list[float]:
+        """The times of a run, as `Call` says them.
+
+        Raises:
+            ConfigError: it has none that are known beforehand.
+        """
+        words = frozenset().union(*(a.plugin.effects for a in self.plan.manager.of("solver")))
+        if self.modality.driver != "sample" or "adaptive-grid" in words:
+            raise ConfigError("which blocks run at which step cannot be told where the steps are not known beforehand")
+        schedule, noise, _ = self.schedule_and_solver(run)
+        times = schedule.timesteps(noise, run.steps)
+        return (times if times.ndim == 1 else times.amax(1)).tolist()
+
     def _noise(self, run: Run) -> NoiseSchedule:
         """The noise schedule in force: the model's, unless the `schedule` plugin replaced it."""
         return self.plan.manager.schedule(self.modality.noise, run).noise or self.modality.noise
@@ -422,12 +439,14 @@ class Engine:
         init: Init | None = None,
         on_step: Callable[[int], None] | None = None,
         count_macs: bool = False,
+        watch_blocks: bool = False,
     ) -> Result:
         """Generate one batch: `num` samples of each prompt, with seeds seed .. seed + num - 1.
 
         A sample depends on its prompt, its options and its seed only. `options` are those that the modality
         declares. `init` is a file to begin with, from `Engine.init`. `on_step` is called after each solver step.
         `count_macs` fills the report's `macs`, at the cost of its `seconds`, which then measure the counting.
+        `watch_blocks` fills its `blocks`.
 
         Raises:
             ConfigError: empty prompt, or an option that the modality does not take.
@@ -437,7 +456,14 @@ class Engine:
         items = [prompt] if isinstance(prompt, str) else list(prompt)
         prompts, seeds = expand(items, num, seed)
         return self.generate_batch(
-            prompts, seeds, negative=negative, options=options, init=init, on_step=on_step, count_macs=count_macs
+            prompts,
+            seeds,
+            negative=negative,
+            options=options,
+            init=init,
+            on_step=on_step,
+            count_macs=count_macs,
+            watch_blocks=watch_blocks,
         )
 
     def generate_batch(
@@ -450,6 +476,7 @@ class Engine:
         init: Init | None = None,
         on_step: Callable[[int], None] | None = None,
         count_macs: bool = False,
+        watch_blocks: bool = False,
     ) -> Result:
         """Generate sample i from prompts[i] and seeds[i], all in one batch."""
         request = self.request(prompts, negative, options, init)
@@ -463,14 +490,21 @@ class Engine:
         chain = list(self._loaded)
         network = self.network
         problem = None
+        activity = Activity.of(network, self._grid(run)) if watch_blocks else None
         try:
+            if activity:
+                activity.install()
             for active in self.plan.manager.of("cache"):
                 with attributed(active, "cache", self.plan.manager.active):
                     wrap = self.plan.manager.cache(network, run, active, self._noise(run))
                     chain.append((active, wrap))
                     if wrap and wrap.network:
                         network = _apply(active, wrap, network)
-            wraps, tell = [w for _, w in chain if w], on_step or (lambda step: None)
+            memory = CacheMemory.of(
+                {a.text: w for a, w in chain[len(self._loaded) :]}, self.plan.cache_limit, self.device
+            )
+            wraps, tell = [w for _, w in chain if w] + memory.wraps(), on_step or (lambda step: None)
+            wraps += [activity.wrap()] if activity else []
             with attributed(None, "", self.plan.manager.active), ExitStack() as stack:
                 macs = stack.enter_context(counting()) if count_macs else None
                 if self.modality.driver == "distill":
@@ -484,6 +518,8 @@ class Engine:
             for _, wrap in reversed(chain[len(self._loaded) :]):
                 if wrap and wrap.undo:
                     wrap.undo()
+            if activity:
+                activity.undo()
         self._check_restored(before)
         artifacts = self.modality.decode(content, request)
         clock.lap("decode")
@@ -492,6 +528,7 @@ class Engine:
         plugins = self._plugin_reports(chain, self.plan.allow_noop or idle)
         encoding = {"reused": reused, "bytes_held": sum(_bytes(cond) for cond in self._encoded.values())}
         report = self._report(run, request, counter, clock.laps, plugins, counted, problem, encoding)
+        report = replace(report, cache_memory=memory.facts(), blocks=activity.facts() if activity else None)
         stopped = isinstance(content, list) and not (len(content) == request.batch and content[-1].complete)
         return Result(artifacts, report, self.modality, stopped, content)
 

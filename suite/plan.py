@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,6 +32,7 @@ class Plan:
         manager: the plugins, registered for this engine alone.
         warnings: rules that advise against the chain.
         allow_noop: a plugin that does nothing is not an error.
+        cache_limit: most MiB that all caches may hold together; None is half of the device's memory.
     """
 
     modality: Entry
@@ -39,6 +41,7 @@ class Plan:
     manager: Manager
     warnings: tuple[str, ...]
     allow_noop: bool = False
+    cache_limit: float | None = None
 
     def warnings_for(self, negative: str) -> tuple[str, ...]:
         """`warnings`, and those that only a request brings about: it has a negative prompt.
@@ -58,6 +61,7 @@ def make_plan(
     model: str | None = None,
     exact: bool = False,
     allow_noop: bool = False,
+    cache_limit: float | None = None,
 ) -> Plan:
     """Check a request.
 
@@ -67,12 +71,14 @@ def make_plan(
         overrides: laid over it, e.g. the command line's options.
         model: shipped name or folder; the modality's default if None.
         exact: refuse lossy plugins.
-        allow_noop: see `Plan`.
+        allow_noop, cache_limit: see `Plan`.
 
     Raises:
         ConfigError: anything that cannot work as written.
         PluginError: a named plugin cannot be imported or does not fit.
     """
+    if cache_limit is not None and not (cache_limit > 0 and math.isfinite(cache_limit)):
+        raise ConfigError(f"cache limit = {cache_limit:g}: expected MiB above 0, e.g. --cache-limit 512")
     entry = find(modality, installed(MODALITIES), "modality")
     cls = entry.load()
     folder = models.open_folder(model or _default_model(modality, cls.borrows), modality, cls.borrows)
@@ -96,7 +102,7 @@ def make_plan(
     for a in active:
         a.plugin.check(complete, folder)
     findings = manager.enforce_rules(run_words(complete, folder, cls.driver))
-    return Plan(entry, folder, complete, manager, tuple(f.message for f in findings), allow_noop)
+    return Plan(entry, folder, complete, manager, tuple(f.message for f in findings), allow_noop, cache_limit)
 
 
 def run_words(wanted: Recipe, folder: ModelFolder, driver: str = "sample") -> list[str]:

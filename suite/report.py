@@ -49,6 +49,9 @@ class RunReport:
         macs: multiply-accumulates a sample that ran on this rank while sampling; None if they were not counted.
         options: what the request chose besides the prompt.
         encoding: of the prompts: whether it was reused from an earlier request of this engine, and the bytes held.
+        cache_memory: most bytes that all caches held together, as the host saw it, and the limit; empty without a cache
+            that holds any.
+        blocks: which blocks ran at which step (see `suite.activity`), if that was asked.
         start: with which file sampling began (init, sha256, strength), at which time and after which of how many
             steps; None if it began with noise.
     """
@@ -77,6 +80,8 @@ class RunReport:
     options: Mapping[str, Any] = field(default_factory=dict)
     start: Mapping[str, Any] | None = None
     encoding: Mapping[str, Any] = field(default_factory=dict)
+    cache_memory: Mapping[str, int] = field(default_factory=dict)
+    blocks: Mapping[str, Any] | None = None
     report_version: int = REPORT_VERSION
 
     def to_dict(self) -> dict[str, Any]:

@@ -141,6 +141,14 @@ BOOK: tuple[Rule, ...] = (
         "library documentation",
     ),
     _rule(
+        "C9",
+        ["pipeline-stages", "patch-axis"],
+        Verdict.FORBID,
+        "a rank of the sequence holds its share of the fresh keys and the next step needs all of them; use one of the "
+        "two, or one plugin that does both and copies the keys",
+        "library documentation",
+    ),
+    _rule(
         "C10",
         ["stale-activations", "step-reuse"],
         Verdict.WARN,
@@ -148,11 +156,35 @@ BOOK: tuple[Rule, ...] = (
         "reasoning",
     ),
     _rule(
+        "C11",
+        ["stale-activations", "few-step"],
+        Verdict.FORBID,
+        "the first steps must exchange fresh activations (4 by default), so with fewer than 8 nothing is gained; take "
+        "more steps, or another way to use the ranks",
+        "library source",
+    ),
+    _rule(
         "C12",
         ["trajectory batch-axis", "step-reuse"],
         Verdict.FORBID,
         "a parallel-in-time sampler evaluates the same time repeatedly with changing inputs",
         "reasoning",
+    ),
+    _rule(
+        "C13",
+        ["trajectory batch-axis", "stochastic-step"],
+        Verdict.FORBID,
+        "each sweep of a parallel-in-time sampler would draw other noise and never converge; use a deterministic "
+        "solver",
+        "library source",
+    ),
+    _rule(
+        "C14",
+        ["trajectory batch-axis", "multistep"],
+        Verdict.FORBID,
+        "a parallel-in-time sampler steps all times at once, and a solver's history belongs to one time after the "
+        "other; use a one-step solver",
+        "library source",
     ),
     _rule(
         "C15",

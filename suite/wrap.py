@@ -32,6 +32,29 @@ class WrapReport:
     reason: str = ""
 
 
+def reuse(
+    *, hits: int, misses: int, skipped_share: float, bytes_held: int, error_estimate: float | None = None, **more: Any
+) -> dict[str, Any]:
+    """The facts that every cache reports, in one order, and those of its own.
+
+    Args:
+        hits: how often it was asked and gave what it kept, or left something out; in the unit of its own decisions
+            (a part's call, a row of the batch, a step).
+        misses: how often it was asked and the network computed.
+        skipped_share: of the calls of the parts that it covers, those that did not run.
+        bytes_held: the most that it held at once.
+        error_estimate: what the method itself says of its error, relative to what is reused; None if it says nothing.
+    """
+    return {
+        "hits": hits,
+        "misses": misses,
+        "skipped_share": skipped_share,
+        "bytes_held": bytes_held,
+        "error_estimate": error_estimate,
+        **more,
+    }
+
+
 @dataclass(frozen=True)
 class Wrap:
     """Up to four parts, all optional; the host folds them in the order of the recipe.
@@ -46,6 +69,8 @@ class Wrap:
         sampler: Sampler -> Sampler: the loop from the prior to x0.
         report: called after the run.
         undo: puts the module back, bit for bit; None if there is nothing to put back.
+        held: bytes that it keeps at present, for the host's limit; asked after every evaluation, so it must be cheap.
+            A cache has it, and holds nothing after `undo`.
     """
 
     report: Callable[[], WrapReport]
@@ -55,3 +80,4 @@ class Wrap:
     experts: tuple[Expert, ...] = ()
     sampler: Callable[[Sampler], Sampler] | None = None
     undo: Callable[[], None] | None = None
+    held: Callable[[], int] | None = None

@@ -3,16 +3,48 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from suite import cache_file
 from suite.cache_file import CacheFile
 from suite.errors import ConfigError
+from suite.plugin import Plugin
 
 if TYPE_CHECKING:
     from suite.models import ModelFolder
     from suite.recipe import Recipe
     from suite.run import Run
+
+
+class Calibrated(Plugin):
+    """A cache that goes by a file with a stamp.
+
+    Attributes:
+        called: the plugin's name, which is the calibration's method too.
+        file: as in the subclass's options.
+        threshold: likewise; 0 computes everything.
+    """
+
+    called: ClassVar[str]
+    file: str | None
+    threshold: Any
+
+    @property
+    def lossless(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.threshold == 0
+
+    @property
+    def source(self) -> str:
+        """The file, for messages."""
+        return self.file or "shipped"
+
+    def check(self, recipe: Recipe, folder: ModelFolder) -> None:
+        """The calibration must be of this model and run."""
+        check(self.called, self.file, recipe, folder)
+
+    def calibration(self, run: Run) -> CacheFile:
+        """The file's content; see `of_run`."""
+        return of_run(self.called, self.file, run)
 
 
 def opened(method: str, file: str | None, model: str, steps: int) -> CacheFile:

@@ -100,7 +100,7 @@ def difference(who: str, refs: Sequence[BlockRef], first: Tensor | None, last: T
 
 def row_means(x: Tensor) -> Tensor:
     """Mean absolute value of each row, [B], in float32."""
-    return x.abs().float().flatten(1).mean(1)
+    return x.abs().float().mean(tuple(range(1, x.ndim)))
 
 
 def take(value: Any, name: str, rows: Any, batch: int) -> Any:

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from math import ceil, copysign, floor
-from typing import Any
+from typing import Any, NamedTuple
 
-from suite.call import active_call, first_steps
+from suite.call import Call, active_call, first_steps
 from suite.plugins.cache._shared import size
+from suite.wrap import reuse
 
 #: (step, steps) -> the oldest step whose output may be reused at `step`; `step` itself means that it is computed.
 Anchor = Callable[[int, int], int]
@@ -32,8 +33,10 @@ def within(interval: int, start: float, end: float) -> Anchor:
     """
 
     def anchor(step: int, steps: int) -> int:
-        first, stop = first_steps(start, steps), first_steps(end, steps)
-        if not first <= step < stop:
+        if step % interval == 0:
+            return step
+        first = first_steps(start, steps)
+        if not first <= step < first_steps(end, steps):
             return step
         return max(step - step % interval, first - 1)
 
@@ -68,12 +71,12 @@ def full_steps(steps: int, interval: int, center: float, power: float) -> tuple[
         power = max(1.0, power - 0.02)
 
 
-@dataclass
-class Kept:
-    """An output and the step at which it was computed."""
+class Kept(NamedTuple):
+    """An output, the step at which it was computed, and its bytes."""
 
     step: int
     output: Any
+    bytes: int
 
 
 @dataclass
@@ -107,35 +110,56 @@ class Outputs:
         call = active_call()
         following = call.step + 1
         if following < call.steps and anchor(following, call.steps) <= call.step:
-            self.kept.setdefault(part, {})[call.branch, call.evaluation] = Kept(call.step, output)
-            self.held += size(output)
-            self.peak = max(self.peak, self.held)
+            self._store(self.kept.setdefault(part, {}), call, output)
 
     def forget(self, part: str, since: int) -> None:
         """Drop what this call is about to replace, and what is older than `since`, before anything new is held."""
-        call, mine = active_call(), self.kept.get(part, {})
-        key = (call.branch, call.evaluation)
+        call = active_call()
+        self._drop(self.kept.get(part, {}), (call.branch, call.evaluation), since)
+
+    def _drop(self, mine: dict[tuple[str, int], Kept], key: tuple[str, int], since: int) -> None:
         for stale in [k for k, v in mine.items() if k == key or v.step < since]:
-            self.held -= size(mine.pop(stale).output)
+            self.held -= mine.pop(stale).bytes
+
+    def _store(self, mine: dict[tuple[str, int], Kept], call: Call, output: Any) -> None:
+        count = size(output)
+        mine[call.branch, call.evaluation] = Kept(call.step, output, count)
+        self.held += count
+        if self.held > self.peak:
+            self.peak = self.held
 
     def cached(self, part: str, anchor: Anchor, forward: Callable[..., Any]) -> Callable[..., Any]:
-        """The forward that answers for `forward`."""
+        """The forward that answers for `forward`: `find`, and `keep` if that found nothing.
+
+        Written out, because every part of a network passes through here at every evaluation.
+        """
+        mine = self.kept.setdefault(part, {})
 
         def answer(*args: Any, **kwargs: Any) -> Any:
-            kept = self.find(part, anchor)
-            if kept is not None:
+            call = active_call()
+            step, steps = call.step, call.steps
+            key, since = (call.branch, call.evaluation), anchor(step, steps)
+            kept = mine.get(key)
+            if since < step and kept is not None and kept.step >= since:
+                self.reused += 1
                 return kept.output
+            self.computed += 1
+            if mine:
+                self._drop(mine, key, since)
             output = forward(*args, **kwargs)
-            self.keep(part, anchor, output)
+            if step + 1 < steps and anchor(step + 1, steps) <= step:
+                self._store(mine, call, output)
             return output
 
         return answer
 
     def facts(self) -> dict[str, Any]:
         """For the report."""
-        return {
-            "computed": self.computed,
-            "reused": self.reused,
-            "skipped_share": self.reused / max(1, self.computed + self.reused),
-            "bytes_held": self.peak,
-        }
+        share = self.reused / max(1, self.computed + self.reused)
+        return reuse(hits=self.reused, misses=self.computed, skipped_share=share, bytes_held=self.peak)
+
+    def clear(self) -> None:
+        """Forget everything that is kept."""
+        for mine in self.kept.values():
+            mine.clear()
+        self.held = 0

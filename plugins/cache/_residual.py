@@ -19,6 +19,7 @@ from suite.plugins.cache._chain import (
     states_of,
     take,
 )
+from suite.wrap import reuse
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -31,10 +32,16 @@ UNIT = "block evaluations skipped (rows x blocks)"
 
 
 class Policy(Protocol):
-    """What decides, keeps and gives back. Rows are indices into the batch."""
+    """What decides, keeps and gives back. Rows are indices into the batch.
 
-    def missing(self, call: Call, batch: int, signal: Callable[[], Tensor]) -> list[int]:
-        """The rows that must be computed. `signal` gives the modulated input of the first attention, [B, tokens, d]."""
+    Attributes:
+        watches: it decides from the signal, the modulated input of the first attention.
+    """
+
+    watches: bool
+
+    def missing(self, call: Call, batch: int, signal: Tensor | None) -> list[int]:
+        """The rows that must be computed; the signal [B, tokens, d] is there for those who watch."""
         ...
 
     def keep(self, call: Call, rows: list[int], residual: States) -> None:
@@ -46,11 +53,8 @@ class Policy(Protocol):
         ...
 
 
-class _Caught(BaseException):
-    """Ends the first block at its attention, with the attention's input. Not an error: nothing should catch it."""
-
-    def __init__(self, value: Tensor) -> None:
-        self.value = value
+class _Reused(BaseException):
+    """Ends the first block at its attention, because not all rows need it. Not an error: nothing should catch it."""
 
 
 @dataclass
@@ -80,7 +84,8 @@ class Residual:
     policy: Policy
     attention: nn.Module | None = None
     now: _Pass | None = None
-    probing: bool = False
+    #: While the first block is on its way to its attention: the states that it was given.
+    entered: States | None = None
     rows: int = 0
     skipped: int = 0
     hits: dict[int, int] = field(default_factory=dict)
@@ -105,24 +110,31 @@ class Residual:
 
     def _catching(self, forward: Callable[..., Any]) -> Callable[..., Any]:
         def attend(*args: Any, **kwargs: Any) -> Any:
-            if self.probing:
-                raise _Caught(next(iter([*args, *kwargs.values()])))
+            if self.entered is not None:
+                states, self.entered = self.entered, None
+                if self._begin(states, next(iter([*args, *kwargs.values()]))).rows is not None:
+                    raise _Reused
             return forward(*args, **kwargs)
 
         return attend
 
-    def _signal(self, forward: Callable[..., Any], args: Any, kwargs: Any) -> Tensor:
-        """The first block up to its attention: norm, scale and shift by the time, which cost next to nothing."""
-        self.probing = True
+    def _watched(self, states: States, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """The first block, which its attention's input decides about; None if it ended there.
+
+        What stands before the attention, a norm, scale and shift by the time, is not computed twice where all rows are.
+        """
+        self.entered = states
         try:
-            forward(*args, **kwargs)
-        except _Caught as caught:
-            return caught.value
+            output = forward(*args, **kwargs)
+        except _Reused:
+            return None
         finally:
-            self.probing = False
-        raise ConfigError(
-            f"{self.who}: {self.refs[0].name} ran without an attention, so there is no signal; {OTHERWISE}"
-        )
+            unseen, self.entered = self.entered, None
+        if unseen is not None:
+            raise ConfigError(
+                f"{self.who}: {self.refs[0].name} ran without an attention, so there is no signal; {OTHERWISE}"
+            )
+        return output
 
     def _block(self, index: int, forward: Callable[..., Any]) -> Callable[..., Any]:
         """Block `index`: the first asks the policy, all run on the missing rows, the last puts the others in."""
@@ -130,9 +142,12 @@ class Residual:
         names = argument_names(ref.module)
 
         def run(*args: Any, **kwargs: Any) -> Any:
-            states: States = tuple(argument(name, names, args, kwargs) for name in ref.hidden)
             if index == 0:
-                self._begin(states, lambda: self._signal(forward, args, kwargs))
+                states = self._states(ref, names, args, kwargs)
+                if not self.policy.watches:
+                    self._begin(states, None)
+                elif (output := self._watched(states, forward, args, kwargs)) is not None:
+                    return output
             now = self.now
             if now is None:
                 first = self.refs[0].name
@@ -144,6 +159,7 @@ class Residual:
                 if last:
                     self._end(now, states_of(self.who, ref, output), now.before)
                 return output
+            states = self._states(ref, names, args, kwargs)
             if last:
                 reused = self.policy.recall(now.call)
                 states = tuple(
@@ -163,7 +179,11 @@ class Residual:
 
         return run
 
-    def _begin(self, states: States, signal: Callable[[], Tensor]) -> None:
+    @staticmethod
+    def _states(ref: BlockRef, names: Sequence[str], args: Any, kwargs: Any) -> States:
+        return tuple(argument(name, names, args, kwargs) for name in ref.hidden)
+
+    def _begin(self, states: States, signal: Tensor | None) -> _Pass:
         call = active_call()
         batch = next(s for s in states if s is not None).shape[0]
         missing = self.policy.missing(call, batch, signal)
@@ -173,17 +193,21 @@ class Residual:
         self.rows += batch
         self.skipped += hits * len(self.refs)
         self.hits[call.step] = self.hits.get(call.step, 0) + hits
+        return self.now
 
     def _end(self, now: _Pass, computed: States, before: States) -> None:
         residual = tuple(difference(self.who, self.refs, a, b) for a, b in zip(before, computed, strict=True))
         self.policy.keep(now.call, now.missing, residual)
         self.now = None
 
-    def facts(self) -> dict[str, Any]:
-        """For the report: the share of rows reused, rows reused by step, and the share of block evaluations skipped."""
+    def facts(self, **of_policy: Any) -> dict[str, Any]:
+        """For the report: rows reused, also by step, and the share of blocks skipped, with what the policy adds."""
         hits = sum(self.hits.values())
-        return {
-            "hit_share": hits / max(1, self.rows),
-            "hits": [self.hits[step] for step in sorted(self.hits)],
-            "skipped_share": self.skipped / max(1, self.rows * len(self.refs)),
-        }
+        return reuse(
+            hits=hits,
+            misses=self.rows - hits,
+            skipped_share=self.skipped / max(1, self.rows * len(self.refs)),
+            hit_share=hits / max(1, self.rows),
+            hits_by_step=[self.hits[step] for step in sorted(self.hits)],
+            **of_policy,
+        )

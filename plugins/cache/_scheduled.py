@@ -10,7 +10,7 @@ from suite import cache_file
 from suite.call import active_call
 from suite.errors import ConfigError
 from suite.plugins.cache._shared import size
-from suite.wrap import Wrap, WrapReport
+from suite.wrap import Wrap, WrapReport, reuse
 
 if TYPE_CHECKING:
     from torch import nn
@@ -72,12 +72,13 @@ class Scheduled:
 
     def facts(self) -> dict[str, Any]:
         """For the report."""
-        return {
-            "computed": self.computed,
-            "reused": self.reused,
-            "skipped_share": self.reused / max(1, self.computed + self.reused),
-            "bytes_held": self.peak,
-        }
+        share = self.reused / max(1, self.computed + self.reused)
+        return reuse(hits=self.reused, misses=self.computed, skipped_share=share, bytes_held=self.peak)
+
+    def clear(self) -> None:
+        """Forget everything that is kept."""
+        self.kept.clear()
+        self.held = 0
 
 
 def computed_before(row: Sequence[bool], step: int) -> int | None:
@@ -125,12 +126,12 @@ def wrap_of(parts: Sequence[BlockRef], scheduled: Scheduled, facts: Mapping[str,
 
     def undo() -> None:
         patches.undo()
-        scheduled.kept.clear()
+        scheduled.clear()
 
     def report() -> WrapReport:
         return WrapReport(scheduled.reused, UNIT, scheduled.facts() | dict(facts), "" if scheduled.reused else reason)
 
-    return Wrap(report=report, network=install, undo=undo)
+    return Wrap(report=report, network=install, undo=undo, held=lambda: scheduled.held)
 
 
 def leaves(output: Any) -> list[Any]:

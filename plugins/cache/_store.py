@@ -168,6 +168,14 @@ class Store:
         with self._locked():
             return sum(row["bytes"] for row in self._index().values())
 
+    def in_memory(self) -> int:
+        """Bytes of the vectors that are kept for searching."""
+        return sum(vector.numel() * vector.element_size() for vector in self._vectors.values())
+
+    def forget(self) -> None:
+        """Keep nothing in memory; the folder stays."""
+        self._vectors.clear()
+
     # ---- the index, under the lock -----------------------------------------------------------------
 
     @contextlib.contextmanager

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from suite.denoiser import chosen
 from suite.errors import ConfigError
 from suite.plugins.cache._shared import found, size
-from suite.wrap import WrapReport
+from suite.wrap import WrapReport, reuse
 
 if TYPE_CHECKING:
     from suite.call import Call
@@ -207,10 +207,14 @@ class TokenKV:
         self.saved += len(rows) * (kept.places - len(places))
         return answer
 
-    def _account(self) -> None:
-        held = sum(
+    def held(self) -> int:
+        """Bytes of tokens, answers, keys and values."""
+        return sum(
             size((k.x, k.probabilities)) + sum(size(pair) for pair in k.states.values()) for k in self.kept.values()
         )
+
+    def _account(self) -> None:
+        held = self.held()
         self.peak = max(self.peak, held)
         if held > self.limit * 2**20:
             raise ConfigError(
@@ -242,13 +246,14 @@ class TokenKV:
         return make
 
     def report(self) -> WrapReport:
-        facts = {
-            "whole": self.whole,
-            "parts": self.parts,
-            "known": self.known,
-            "computed_share": self.computed / max(1, self.computed + self.saved),
-            "bytes_held": self.peak,
-        }
+        facts = reuse(
+            hits=self.parts + self.known,
+            misses=self.whole,
+            skipped_share=self.saved / max(1, self.computed + self.saved),
+            bytes_held=self.peak,
+            parts=self.parts,
+            known=self.known,
+        )
         if self.saved:
             return WrapReport(self.saved, UNIT, facts)
         why = f"refresh = {self.refresh} evaluates everything at every step" if self.refresh == 1 else (

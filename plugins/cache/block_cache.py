@@ -10,17 +10,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from suite.errors import ConfigError
 from suite.hookspecs import hookimpl
-from suite.plugin import Plugin
 from suite.plugins.cache import _calibrated
+from suite.plugins.cache._calibrated import Calibrated
 from suite.plugins.cache._scheduled import UNIT, Scheduled, leaves, parts_of, rebuilt, table, wrap_of
 from suite.wrap import Wrap, WrapReport
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from suite.models import ModelFolder
     from suite.network import Network
-    from suite.recipe import Recipe
     from suite.run import Run
 
 NAME = "block-cache"
@@ -85,7 +83,7 @@ class _Adjustment:
 
 
 @dataclass(frozen=True)
-class BlockCache(Plugin):
+class BlockCache(Calibrated):
     """Wimbauer 2024: a part is computed anew when its measured changes have added up to delta.
 
     How much the output of every part changes from step to step is measured beforehand; early parts of a network and
@@ -106,6 +104,7 @@ class BlockCache(Plugin):
     threshold: float | None = None
     adjust: bool = True
 
+    called = NAME
     summary = "reuse each attention and MLP for as long as its measured changes allow, scaled and shifted"
     paper = "Block Caching (2312.03209), sections 3.2 and 3.3"
     effects = frozenset({"block-outputs", "step-reuse"})
@@ -117,17 +116,9 @@ class BlockCache(Plugin):
         if self.threshold is not None:
             _calibrated.check_threshold(NAME, self.threshold, 0.2)
 
-    @property
-    def lossless(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.threshold == 0
-
-    def check(self, recipe: Recipe, folder: ModelFolder) -> None:
-        _calibrated.check(NAME, self.file, recipe, folder)
-
     @hookimpl
     def cache(self, network: Network, run: Run) -> Wrap:
-        content = _calibrated.of_run(NAME, self.file, run)
-        source = self.file or "shipped"
+        content, source = self.calibration(run), self.source
         changes, fitted = table(content, source, "changes"), content.values.get("threshold")
         parts = parts_of(network, NAME, changes)
         if self.threshold == 0:

@@ -14,8 +14,8 @@ from suite.errors import ConfigError
 from suite.hookspecs import hookimpl
 from suite.plugin import Plugin
 from suite.plugins.cache._chain import OTHERWISE, argument_names, chain_of
-from suite.plugins.cache._shared import found
-from suite.wrap import Wrap, WrapReport
+from suite.plugins.cache._shared import found, held_within
+from suite.wrap import Wrap, WrapReport, reuse
 
 if TYPE_CHECKING:
     from torch import nn
@@ -42,6 +42,8 @@ class _Library:
     forwards: dict[tuple[str, int], Callable[..., Any]] = field(default_factory=dict)
     managers: list[Any] = field(default_factory=list)
     calls: int = 0
+    peak: int = 0
+    over: bool = False
 
     def root(self, forward: Callable[..., Any]) -> Callable[..., Any]:
         """The network: hands the call to the cache of its branch and evaluation."""
@@ -100,6 +102,16 @@ class _Library:
                 del part.__dict__[name]
             part.__dict__.update(attributes)
         self.forwards.clear()
+        self.over = True
+
+    def held(self) -> int:
+        """Bytes in the library's buffers; what it kept is dropped with the network's attributes."""
+        if self.over:
+            return 0
+        contexts = [c for manager in self.managers for c in manager._cached_context_manager.values()]
+        now = held_within([context.buffers for context in contexts])
+        self.peak = max(self.peak, now)
+        return now
 
     def skipped(self) -> list[int]:
         """Calls in which blocks were skipped, of each branch and evaluation."""
@@ -193,19 +205,30 @@ class CacheDiT(Plugin):
             return module
 
         def undo() -> None:
+            library.held()
             patches.undo()
             library.undo()
+            for manager in library.managers:
+                for context in manager._cached_context_manager.values():
+                    context.clear_buffers()
 
         def report() -> WrapReport:
             did = sum(library.skipped())
             share = did / max(1, library.calls) * (1 - (self.front + self.back) * len(lists) / len(refs))
-            facts = {"calls": library.calls, "skipped_share": share, "skipped": library.skipped()}
+            facts = reuse(
+                hits=did,
+                misses=library.calls - did,
+                skipped_share=share,
+                bytes_held=max(library.peak, library.held()),
+                calls=library.calls,
+                skipped=library.skipped(),
+            )
             reason = f"none of {library.calls} calls was within threshold = {self.threshold:g}; raise it"
             if not library.calls:
                 reason = "this model's parts are called one by one, and never the network's forward, which it replaces"
             return WrapReport(did, UNIT, facts, "" if did else reason)
 
-        return Wrap(report=report, network=install, undo=undo)
+        return Wrap(report=report, network=install, undo=undo, held=library.held)
 
 
 def _silence() -> None:

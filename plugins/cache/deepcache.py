@@ -36,6 +36,7 @@ class _Stage:
         skips: how many skip connections it gives (down) or takes (up).
         start, stop: its outer layers.
         samples: on the way down: its downsampler is outer too.
+        slices: of its lists, by name and range, made when they are first needed.
     """
 
     module: nn.Module
@@ -44,6 +45,7 @@ class _Stage:
     start: int
     stop: int
     samples: bool = True
+    slices: dict[tuple[str, int, int], Any] = field(default_factory=dict, compare=False)
 
     @property
     def whole(self) -> bool:
@@ -132,7 +134,10 @@ def _only(stage: _Stage, start: int, stop: int, samples: bool) -> Iterator[None]
         if name in SAMPLERS:
             parts[name] = child if samples else None
         elif isinstance(child, nn.ModuleList) and len(child) == stage.layers:
-            parts[name] = child[start:stop]  # pyright: ignore[reportArgumentType]
+            key = (name, start, stop)
+            if key not in stage.slices:
+                stage.slices[key] = child[start:stop]
+            parts[name] = stage.slices[key]
     try:
         yield
     finally:
@@ -297,7 +302,7 @@ class DeepCache(Plugin):
 
         def undo() -> None:
             patches.undo()
-            inner.outputs.kept.clear()
+            inner.outputs.clear()
             inner.now = None
 
         def report() -> WrapReport:
@@ -309,4 +314,4 @@ class DeepCache(Plugin):
             reason = reason or f"no step lay between two that are computed: interval = {self.interval}"
             return WrapReport(did, UNIT, facts, "" if did else reason)
 
-        return Wrap(report=report, network=install, undo=undo)
+        return Wrap(report=report, network=install, undo=undo, held=lambda: inner.outputs.held)

@@ -13,7 +13,7 @@ from suite.plugin import Plugin
 from suite.plugins.cache._chain import OTHERWISE, argument, argument_names, as_output, chain_of, states_of
 from suite.plugins.cache._outputs import Outputs
 from suite.plugins.cache._shared import found
-from suite.wrap import Wrap, WrapReport
+from suite.wrap import Wrap, WrapReport, reuse
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -114,13 +114,15 @@ class _Ranges:
         return after - before
 
     def report(self) -> WrapReport:
-        facts = {
-            "blocks": self.count,
-            "reused_rear": self.reused[REAR],
-            "reused_front": self.reused[FRONT],
-            "skipped_share": self.skipped / max(1, self.calls),
-            "bytes_held": self.outputs.peak,
-        }
+        facts = reuse(
+            hits=self.outputs.reused,
+            misses=self.outputs.computed,
+            skipped_share=self.skipped / max(1, self.calls),
+            bytes_held=self.outputs.peak,
+            blocks=self.count,
+            reused_rear=self.reused[REAR],
+            reused_front=self.reused[FRONT],
+        )
         reason = "" if self.skipped else f"no step lay between two that compute: interval = {self.options.interval}"
         return WrapReport(self.skipped, UNIT, facts, reason)
 
@@ -195,7 +197,7 @@ class DeltaDiT(Plugin):
 
         def undo() -> None:
             patches.undo()
-            ranges.outputs.kept.clear()
+            ranges.outputs.clear()
             ranges.entered = ranges.delta = None
 
-        return Wrap(report=ranges.report, network=install, undo=undo)
+        return Wrap(report=ranges.report, network=install, undo=undo, held=lambda: ranges.outputs.held)

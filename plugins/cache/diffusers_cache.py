@@ -12,8 +12,8 @@ from suite.call import active_call
 from suite.errors import ConfigError
 from suite.hookspecs import hookimpl
 from suite.plugin import Plugin
-from suite.plugins.cache._shared import found
-from suite.wrap import Wrap, WrapReport
+from suite.plugins.cache._shared import found, held_within
+from suite.wrap import Wrap, WrapReport, reuse
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -41,6 +41,7 @@ class _Hooks:
     calls: int = 0
     computed: int = 0
     parts: int = 0
+    peak: int = 0
 
     def apply(self, put_in: Callable[[nn.Module], None]) -> None:
         """Remember the network as it is, and let the library put its hooks in.
@@ -114,6 +115,13 @@ class _Hooks:
             else:
                 part.forward = forward
         self.states.clear()
+
+    def held(self) -> int:
+        """Bytes in the states of the hooks: those that are lent, and those that the library keeps by context."""
+        managers = [hook.state_manager._state_cache for hook in self._hooked() if hasattr(hook, "state_manager")]
+        now = held_within(self.states, managers)
+        self.peak = max(self.peak, now)
+        return now
 
 
 @dataclass(frozen=True)
@@ -214,15 +222,29 @@ class DiffusersCache(Plugin):
             return module
 
         def undo() -> None:
+            hooks.held()
             patches.undo()
             hooks.undo()
 
         def report() -> WrapReport:
             did = hooks.calls - hooks.computed
-            facts = {"name": self.name, "hooked": hooks.parts, "skipped_share": did / max(1, hooks.calls)}
+            facts = reuse(
+                hits=did,
+                misses=hooks.computed,
+                skipped_share=did / max(1, hooks.calls),
+                bytes_held=max(hooks.peak, hooks.held()),
+                name=self.name,
+                hooked=hooks.parts,
+            )
             return WrapReport(did, UNIT, facts, "" if did else f"the library computed all of {hooks.calls} calls")
 
-        return Wrap(report=report, network=install, denoiser=lambda inner: _Told(inner, hooks), undo=undo)
+        return Wrap(
+            report=report,
+            network=install,
+            denoiser=lambda inner: _Told(inner, hooks),
+            undo=undo,
+            held=hooks.held,
+        )
 
     def _put_in(self, module: nn.Module, network: Network, steps: int) -> None:
         from diffusers import hooks

@@ -11,10 +11,9 @@ from suite import cache_file
 from suite.call import Call, active_call
 from suite.errors import ConfigError
 from suite.hookspecs import hookimpl
-from suite.plugin import Plugin
-from suite.plugins.cache import _calibrated
+from suite.plugins.cache._calibrated import Calibrated
 from suite.plugins.cache._chain import OTHERWISE, argument, argument_names, chain_of, states_of
-from suite.wrap import Wrap, WrapReport
+from suite.wrap import Wrap, WrapReport, reuse
 
 if TYPE_CHECKING:
     from torch import nn
@@ -77,7 +76,7 @@ class Exit:
 
 
 @dataclass(frozen=True)
-class EarlyExit(Plugin):
+class EarlyExit(Calibrated):
     """Moon 2024 (ASE): noise needs less of the network than what is nearly data; blocks are dropped by the time.
 
     The first blocks run, the others hand on what they get, and the network's head follows. Nothing is stored, so
@@ -95,6 +94,7 @@ class EarlyExit(Plugin):
     depth: tuple[float, ...] = (0.75, 1.0)
     file: str | None = None
 
+    called = NAME
     summary = "run only the first blocks at noisy times"
     paper = "ASE (Moon 2024, A Simple Early Exiting Framework); CATs (2104.08803) for the calibration"
     effects = frozenset({"block-outputs"})
@@ -113,8 +113,9 @@ class EarlyExit(Plugin):
         return self.file is None and set(self.depth) == {1.0}
 
     def check(self, recipe: Recipe, folder: ModelFolder) -> None:
+        """A file is a choice here: without one the depths go by the time."""
         if self.file is not None:
-            _calibrated.check(NAME, self.file, recipe, folder)
+            super().check(recipe, folder)
 
     @hookimpl
     def cache(self, network: Network, run: Run) -> Wrap:
@@ -132,16 +133,21 @@ class EarlyExit(Plugin):
 
         def report() -> WrapReport:
             depths = [chain.by_step[step] for step in sorted(chain.by_step)]
-            facts = {"depths": depths, "skipped_share": chain.left_out / max(1, chain.ran + chain.left_out)}
+            facts = reuse(
+                hits=chain.left_out,
+                misses=chain.ran,
+                skipped_share=chain.left_out / max(1, chain.ran + chain.left_out),
+                bytes_held=0,
+                depths=depths,
+            )
             return WrapReport(chain.left_out, UNIT, facts, "" if chain.left_out else "every step has the full depth")
 
-        return Wrap(report=report, network=install, undo=patches.undo)
+        return Wrap(report=report, network=install, undo=patches.undo, held=lambda: 0)
 
     def _depth(self, blocks: int, run: Run) -> Callable[[Call], int]:
         if self.file is None:
             return lambda call: depth_at(self.depth, call.t, blocks)
-        content = _calibrated.of_run(NAME, self.file, run)
-        return calibrated_depth(content, self.file, blocks)
+        return calibrated_depth(self.calibration(run), self.file, blocks)
 
 
 def calibrated_depth(content: CacheFile, source: str, blocks: int) -> Callable[[Call], int]:

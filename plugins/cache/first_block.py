@@ -24,7 +24,7 @@ from suite.plugins.cache._chain import (
     take,
 )
 from suite.plugins.cache._shared import size
-from suite.wrap import Wrap, WrapReport
+from suite.wrap import Wrap, WrapReport, reuse
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -81,6 +81,7 @@ class _Chain:
     skipped: int = 0
     hits: dict[int, int] = field(default_factory=dict)
     nearest: float = math.inf
+    estimates: list[float] = field(default_factory=list)
     peak: int = 0
 
     def first(self, forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -160,11 +161,13 @@ class _Chain:
         self.nearest = min(self.nearest, *(r for r in relative if r == r), math.inf)
         limit = options.max_consecutive or call.steps
         # A change that is not a number is never below the threshold.
-        return [
+        missing = [
             row
             for row in everything
             if not (relative[row] < options.threshold and call.step - kept.steps[row] <= limit)
         ]
+        self.estimates.extend(relative[row] for row in everything if row not in missing)
+        return missing
 
     def _reused(self, now: _Pass) -> States:
         assert now.kept is not None
@@ -174,8 +177,11 @@ class _Chain:
         rest = tuple(difference(NAME, self.refs, a, b) for a, b in zip(now.first, states, strict=True))
         key = (now.call.branch, now.call.evaluation)
         self.kept[key] = _Kept(now.change, rest, [now.call.step] * now.change.shape[0])
-        self.peak = max(self.peak, sum(size((k.change, k.rest)) for k in self.kept.values()))
+        self.peak = max(self.peak, self.held())
         self.now = None
+
+    def held(self) -> int:
+        return sum(size((k.change, k.rest)) for k in self.kept.values())
 
     def _keep_some(self, now: _Pass, computed: States) -> None:
         assert now.kept is not None and now.rows is not None
@@ -188,12 +194,16 @@ class _Chain:
 
     def report(self) -> WrapReport:
         hits = sum(self.hits.values())
-        facts = {
-            "hit_share": hits / max(1, self.rows),
-            "hits": [self.hits[step] for step in sorted(self.hits)],
-            "skipped_share": self.skipped / max(1, self.rows * len(self.refs)),
-            "bytes_held": self.peak,
-        }
+        facts = reuse(
+            hits=hits,
+            misses=self.rows - hits,
+            skipped_share=self.skipped / max(1, self.rows * len(self.refs)),
+            bytes_held=self.peak,
+            # How far the first block was from what the others were computed for.
+            error_estimate=sum(self.estimates) / len(self.estimates) if self.estimates else None,
+            hit_share=hits / max(1, self.rows),
+            hits_by_step=[self.hits[step] for step in sorted(self.hits)],
+        )
         reason = "" if hits else self._why_nothing()
         return WrapReport(self.skipped, UNIT, facts, reason)
 
@@ -269,4 +279,4 @@ class FirstBlock(Plugin):
             chain.kept.clear()
             chain.now = None
 
-        return Wrap(report=chain.report, network=install, undo=undo)
+        return Wrap(report=chain.report, network=install, undo=undo, held=chain.held)

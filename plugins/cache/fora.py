@@ -88,6 +88,6 @@ class FORA(Plugin):
 
         def undo() -> None:
             patches.undo()
-            outputs.kept.clear()
+            outputs.clear()
 
-        return Wrap(report=report, network=install, undo=undo)
+        return Wrap(report=report, network=install, undo=undo, held=lambda: outputs.held)

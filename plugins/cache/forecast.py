@@ -9,9 +9,9 @@ from suite.coefficients import expand
 from suite.errors import ConfigError
 from suite.hookspecs import hookimpl
 from suite.plugin import Plugin
-from suite.plugins.cache._forecast import History
+from suite.plugins.cache._forecast import History, mean_error
 from suite.plugins.cache.taylorseer import check_forecast, why_nothing
-from suite.wrap import Wrap, WrapReport
+from suite.wrap import Wrap, WrapReport, reuse
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,17 +33,21 @@ class _Store:
     computed: int = 0
     forecast: int = 0
     peak: int = 0
-    errors: list[Tensor] = field(default_factory=list)
+    missed: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+    def held(self) -> int:
+        return sum(h.bytes for h in self.kept.values())
 
     def report(self) -> WrapReport:
         o = self.options
-        facts = {
-            "computed": self.computed,
-            "forecast": self.forecast,
-            "skipped_share": self.forecast / max(1, self.computed + self.forecast),
-            "bytes_held": self.peak,
-            "error_at_refresh": float(sum(self.errors) / len(self.errors)) if self.errors else None,
-        }
+        facts = reuse(
+            hits=self.forecast,
+            misses=self.computed,
+            skipped_share=self.forecast / max(1, self.computed + self.forecast),
+            bytes_held=self.peak,
+            # What a forecast over a whole interval misses, seen at the steps that are computed anyway.
+            error_estimate=mean_error(self.missed),
+        )
         return WrapReport(self.forecast, UNIT, facts, "" if self.forecast else why_nothing(o))
 
 
@@ -66,11 +70,10 @@ class _Forecasting:
         store.computed += 1
         x0 = self.inner.denoise(x, t, cond, call)
         value = self._of_x0(x0, x, t)
-        if history.steps and call.step - history.steps[0] == o.interval:
-            away = (history.at(call.t) - value).abs().float().mean()
-            store.errors.append(away / value.abs().float().mean())
+        if (missed := history.missed(call, value)) is not None:
+            store.missed.append(missed)
         history.push(call, value)
-        store.peak = max(store.peak, sum(h.bytes for h in store.kept.values()))
+        store.peak = max(store.peak, store.held())
         return x0
 
     def _of_x0(self, x0: Tensor, x: Tensor, t: Tensor) -> Tensor:
@@ -144,4 +147,9 @@ class Forecast(Plugin):
         if self.interval == 1:
             return Wrap(report=lambda: WrapReport(0, UNIT, reason="interval = 1 computes all; take 2 or more"))
         store = _Store(self, noise)
-        return Wrap(denoiser=lambda inner: _Forecasting(inner, store), report=store.report, undo=store.kept.clear)
+        return Wrap(
+            denoiser=lambda inner: _Forecasting(inner, store),
+            report=store.report,
+            undo=store.kept.clear,
+            held=store.held,
+        )

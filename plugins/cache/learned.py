@@ -8,15 +8,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from suite.errors import ConfigError
 from suite.hookspecs import hookimpl
-from suite.plugin import Plugin
-from suite.plugins.cache import _calibrated
+from suite.plugins.cache._calibrated import Calibrated
 from suite.plugins.cache._scheduled import UNIT, Scheduled, parts_of, table, wrap_of
 from suite.wrap import Wrap, WrapReport
 
 if TYPE_CHECKING:
-    from suite.models import ModelFolder
     from suite.network import Network
-    from suite.recipe import Recipe
     from suite.run import Run
 
 NAME = "learned"
@@ -28,7 +25,7 @@ def routed(betas: Sequence[float | None], threshold: float) -> list[bool]:
 
 
 @dataclass(frozen=True)
-class Learned(Plugin):
+class Learned(Calibrated):
     """Ma 2024: at every second step each part is computed or not, as a trained router beta in [0, 1] has it.
 
     In training a part answers beta full + (1 - beta) cached. In use a part whose beta is below the threshold answers
@@ -47,6 +44,7 @@ class Learned(Plugin):
     file: str | None = None
     threshold: float = 0.5
 
+    called = NAME
     summary = "reuse attention and MLPs at every second step where a trained router allows it"
     paper = "Learning-to-Cache (2406.01733), section 3.3"
     effects = frozenset({"block-outputs", "step-reuse"})
@@ -57,17 +55,10 @@ class Learned(Plugin):
         if not 0 <= self.threshold <= 1:
             raise ConfigError(f"learned: threshold = {self.threshold}: expected 0 to 1, e.g. learned:threshold=0.5")
 
-    @property
-    def lossless(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.threshold == 0
-
-    def check(self, recipe: Recipe, folder: ModelFolder) -> None:
-        _calibrated.check(NAME, self.file, recipe, folder)
-
     @hookimpl
     def cache(self, network: Network, run: Run) -> Wrap:
-        content = _calibrated.of_run(NAME, self.file, run)
-        betas = table(content, self.file or "shipped", "beta")
+        content = self.calibration(run)
+        betas = table(content, self.source, "beta")
         parts = parts_of(network, NAME, betas)
         if self.threshold == 0:
             return Wrap(report=lambda: WrapReport(0, UNIT, reason="threshold = 0 computes all; take e.g. 0.5"))

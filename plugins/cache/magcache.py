@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -10,8 +10,8 @@ from suite import cache_file
 from suite.call import Call
 from suite.errors import ConfigError
 from suite.hookspecs import hookimpl
-from suite.plugin import Plugin
 from suite.plugins.cache import _calibrated
+from suite.plugins.cache._calibrated import Calibrated
 from suite.plugins.cache._residual import UNIT, Residual
 from suite.plugins.cache._shared import size
 from suite.wrap import Wrap, WrapReport
@@ -20,10 +20,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from suite.cache_file import CacheFile
-    from suite.models import ModelFolder
     from suite.network import Network
     from suite.plugins.cache._chain import States
-    from suite.recipe import Recipe
     from suite.run import Run
 
 NAME = "magcache"
@@ -63,8 +61,9 @@ class _Policy:
     kept: dict[tuple[str, int], tuple[int, States]] = field(default_factory=dict)
     estimates: list[float] = field(default_factory=list)
     peak: int = 0
+    watches: bool = False
 
-    def missing(self, call: Call, batch: int, signal: Callable[[], Tensor]) -> list[int]:
+    def missing(self, call: Call, batch: int, signal: Tensor | None) -> list[int]:
         del signal
         step, kept = self.content.index(call.next_t), self.kept.get((call.branch, call.evaluation))
         if step is None or kept is None or call.evaluation >= len(self.plan):
@@ -83,7 +82,10 @@ class _Policy:
         step = self.content.index(call.next_t)
         if step is not None:
             self.kept[call.branch, call.evaluation] = (step, residual)
-            self.peak = max(self.peak, sum(size(r) for _, r in self.kept.values()))
+            self.peak = max(self.peak, self.held())
+
+    def held(self) -> int:
+        return sum(size(residual) for _, residual in self.kept.values())
 
     def recall(self, call: Call) -> States:
         return self.kept[call.branch, call.evaluation][1]
@@ -94,7 +96,7 @@ class _Policy:
 
 
 @dataclass(frozen=True)
-class MagCache(Plugin):
+class MagCache(Calibrated):
     """Ma 2025: the magnitude of what the blocks add falls smoothly and alike for all prompts.
 
     Its ratios from step to step are measured once; see `skips` for the rule. Which steps are skipped follows from the
@@ -117,6 +119,7 @@ class MagCache(Plugin):
     max_skip: int = 3
     retention: float = 0.2
 
+    called = NAME
     summary = "skip all blocks where a calibrated curve of residual magnitudes allows it"
     paper = "MagCache (2506.09045), section 3"
     effects = frozenset({"block-outputs", "step-reuse"})
@@ -130,19 +133,12 @@ class MagCache(Plugin):
         if not 0 <= self.retention <= 1:
             raise ConfigError(f"magcache: retention = {self.retention}: expected a share from 0 to 1, e.g. 0.2")
 
-    @property
-    def lossless(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.threshold == 0
-
-    def check(self, recipe: Recipe, folder: ModelFolder) -> None:
-        _calibrated.check(NAME, self.file, recipe, folder)
-
     @hookimpl
     def cache(self, network: Network, run: Run) -> Wrap:
         from suite.patch import Patches
 
-        content = _calibrated.of_run(NAME, self.file, run)
-        ratios = cache_file.curve(content, self.file or "shipped", "ratios")
+        content = self.calibration(run)
+        ratios = cache_file.curve(content, self.source, "ratios")
         retained = int(self.retention * run.steps + 0.5)
         plan = [skips(r, self.threshold, self.max_skip, retained) for r in ratios]
         policy, patches = _Policy(content, plan), Patches()
@@ -163,10 +159,10 @@ class MagCache(Plugin):
                     "retention"
                 )
             )
-            return WrapReport(chain.skipped, UNIT, chain.facts() | policy.facts(), reason)
+            return WrapReport(chain.skipped, UNIT, chain.facts(**policy.facts()), reason)
 
         def undo() -> None:
             patches.undo()
             policy.kept.clear()
 
-        return Wrap(report=report, network=install, undo=undo)
+        return Wrap(report=report, network=install, undo=undo, held=policy.held)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from suite.errors import ConfigError
 from suite.hookspecs import hookimpl
 from suite.plugin import Plugin
-from suite.wrap import Wrap, WrapReport
+from suite.wrap import Wrap, WrapReport, reuse
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,19 +31,24 @@ class _Tally:
     """What happened in one run."""
 
     store: Store
+    steps: int = 0
     skipped: int = 0
     stored: int = 0
     found: list[tuple[int, float]] = field(default_factory=list)
     why: str = ""
 
     def report(self) -> WrapReport:
-        facts = {
-            "skipped": self.skipped,
-            "stored": self.stored,
-            "resumed_at": [k for k, _ in self.found],
-            "similarity": [round(s, 4) for _, s in self.found],
-            "bytes_held": self.store.held(),
-        }
+        hits = sum(k > 0 for k, _ in self.found)
+        facts = reuse(
+            hits=hits,
+            misses=len(self.found) - hits,
+            skipped_share=self.skipped / max(1, self.steps * len(self.found)),
+            bytes_held=self.store.held(),
+            skipped=self.skipped,
+            stored=self.stored,
+            resumed_at=[k for k, _ in self.found],
+            similarity=[round(s, 4) for _, s in self.found],
+        )
         reason = self.why or "every state of this run is stored already, and none of another prompt was similar enough"
         did = self.skipped + self.stored
         return WrapReport(did, UNIT, facts, "" if did else reason)
@@ -122,6 +127,8 @@ class Nirvana(Plugin):
         return Wrap(
             report=tally.report,
             sampler=lambda inner: lambda problem: self._sample(inner, problem, tally),
+            undo=tally.store.forget,
+            held=tally.store.in_memory,
         )
 
     def _sample(self, inner: Sampler, problem: Problem, tally: _Tally) -> Tensor:
@@ -144,6 +151,7 @@ class Nirvana(Plugin):
         check_fits("nirvana", problem, tally.store, 1)
         stamp = stamp_of(problem)
         rows = [self._find(v, s, stamp, steps, tally) for v, s in zip(vectors, problem.rng.seeds, strict=True)]
+        tally.steps = steps
         tally.found = [(f.level, f.similarity) for f in rows]
         groups: dict[int, list[int]] = defaultdict(list)
         for row, found in enumerate(rows):

@@ -94,10 +94,10 @@ class PAB(Plugin):
 
         def undo() -> None:
             patches.undo()
-            outputs.kept.clear()
+            outputs.clear()
 
         def report() -> WrapReport:
             reason = f"no step of the window from {self.start:g} to {self.end:g} lay between two that are computed"
             return WrapReport(outputs.reused, UNIT, outputs.facts(), "" if outputs.reused else reason)
 
-        return Wrap(report=report, network=install, undo=undo)
+        return Wrap(report=report, network=install, undo=undo, held=lambda: outputs.held)

@@ -99,7 +99,13 @@ class PrefixKV(Plugin):
             patches.undo()
             state.kept.clear()
 
-        return Wrap(report=state.report, network=install, denoiser=lambda inner: KeptTokens(inner, state), undo=undo)
+        return Wrap(
+            report=state.report,
+            network=install,
+            denoiser=lambda inner: KeptTokens(inner, state),
+            undo=undo,
+            held=state.held,
+        )
 
 
 def _block_of(solver: Named) -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from suite.errors import ConfigError
 from suite.hookspecs import hookimpl
 from suite.plugin import Plugin
-from suite.wrap import Wrap, WrapReport
+from suite.wrap import Wrap, WrapReport, reuse
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,18 +28,24 @@ class _Tally:
     """What happened in one run."""
 
     store: Store
+    rows: int = 0
+    steps: int = 0
     skipped: int = 0
     stored: int = 0
     distances: list[float] = field(default_factory=list)
     why: str = ""
 
     def report(self) -> WrapReport:
-        facts = {
-            "skipped": self.skipped,
-            "stored": self.stored,
-            "distances": [round(d, 6) for d in self.distances],
-            "bytes_held": self.store.held(),
-        }
+        hits = len(self.distances)
+        facts = reuse(
+            hits=hits,
+            misses=self.rows - hits,
+            skipped_share=self.skipped / max(1, self.steps * self.rows),
+            bytes_held=self.store.held(),
+            skipped=self.skipped,
+            stored=self.stored,
+            distances=[round(d, 6) for d in self.distances],
+        )
         did = self.skipped + self.stored
         return WrapReport(did, UNIT, facts, "" if did else self.why)
 
@@ -104,7 +110,12 @@ class ReDi(Plugin):
         from suite.plugins.cache._store import Store
 
         tally = _Tally(Store.open("redi", self.store, self.limit_mib))
-        return Wrap(report=tally.report, sampler=lambda inner: lambda problem: self._sample(inner, problem, tally))
+        return Wrap(
+            report=tally.report,
+            sampler=lambda inner: lambda problem: self._sample(inner, problem, tally),
+            undo=tally.store.forget,
+            held=tally.store.in_memory,
+        )
 
     def _sample(self, inner: Sampler, problem: Problem, tally: _Tally) -> Tensor:
         import torch
@@ -123,6 +134,7 @@ class ReDi(Plugin):
         check_fits("redi", problem, tally.store, 2)
         stamp = f"{stamp_of(problem)}-{early}-{late}"
         # The rest of the grid is a problem of its own, so that rows may go on from different times.
+        tally.rows, tally.steps = problem.x.shape[0], steps
         begun = inner(replace(problem, times=problem.times[: early + 1]))
         found = [self._nearest(x.cpu(), stamp, tally) for x in begun]
         groups: dict[int, list[int]] = defaultdict(list)

@@ -12,7 +12,7 @@ from suite.hookspecs import hookimpl
 from suite.plugin import Plugin
 from suite.plugins.cache._outputs import Anchor, Outputs
 from suite.plugins.cache._shared import found, size
-from suite.wrap import Wrap, WrapReport
+from suite.wrap import Wrap, WrapReport, reuse
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -36,6 +36,11 @@ class _Gate:
     reused: int = 0
     held: int = 0
     peak: int = 0
+
+    def clear(self) -> None:
+        self.latest.clear()
+        self.means.clear()
+        self.held = 0
 
     def closed(self, call: Call) -> bool:
         return call.step >= first_steps(self.share, call.steps)
@@ -80,6 +85,7 @@ class _Gate:
             newest = max(step for step, _ in kept.values())
             rows = [rows for step, rows in kept.values() if step == newest]
             self.means[part] = sum(rows[1:], rows[0]) / len(rows) if len(rows) > 1 else rows[0]
+            self.held += size(self.means[part]) - sum(size(rows) for _, rows in kept.values())
         return self.means[part]
 
 
@@ -161,21 +167,29 @@ class TGate(Plugin):
 
         def undo() -> None:
             patches.undo()
-            gate.latest.clear()
-            outputs.kept.clear()
+            gate.clear()
+            outputs.clear()
 
         def report() -> WrapReport:
             reused, computed = gate.reused + outputs.reused, gate.computed + outputs.computed
-            facts = {
-                "cross_attention_reused": gate.reused,
-                "self_attention_reused": outputs.reused,
-                "skipped_share": reused / max(1, reused + computed),
-                "bytes_held": outputs.peak + gate.peak,
-            }
+            facts = reuse(
+                hits=reused,
+                misses=computed,
+                skipped_share=reused / max(1, reused + computed),
+                bytes_held=outputs.peak + gate.peak,
+                cross_attention_reused=gate.reused,
+                self_attention_reused=outputs.reused,
+            )
             reason = f"the run ended before its gate, {self.gate:g} of the steps; take fewer" if not reused else ""
             return WrapReport(reused, UNIT, facts, reason)
 
-        return Wrap(report=report, network=install, guidance=self._until_the_gate, undo=undo)
+        return Wrap(
+            report=report,
+            network=install,
+            guidance=self._until_the_gate,
+            undo=undo,
+            held=lambda: gate.held + outputs.held,
+        )
 
     def _until_the_gate(self, guidance: Guidance) -> Guidance:
         return replace(guidance, share=min(guidance.share, self.gate))

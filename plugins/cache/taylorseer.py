@@ -11,10 +11,10 @@ from suite.call import Call, active_call
 from suite.errors import ConfigError
 from suite.hookspecs import hookimpl
 from suite.plugin import Plugin
-from suite.plugins.cache._forecast import History
+from suite.plugins.cache._forecast import History, mean_error
 from suite.plugins.cache._residual import Residual
 from suite.plugins.cache._shared import found
-from suite.wrap import Wrap, WrapReport
+from suite.wrap import Wrap, WrapReport, reuse
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from suite.plugins.cache._chain import States
     from suite.run import Run
 
+GOLDEN = 0.6180339887498949
 KINDS = ("attention", "cross_attention", "mlp")
 UNITS = {"parts": "attention and MLP calls forecast", "residual": "block evaluations forecast (rows x blocks)"}
 
@@ -35,79 +36,87 @@ class _Forecasts:
     kept: dict[str, dict[tuple[str, int], History]] = field(default_factory=dict)
     computed: int = 0
     forecast: int = 0
+    held: int = 0
     peak: int = 0
-    errors: list[Tensor] = field(default_factory=list)
+    missed: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    watches: bool = False
 
     def history(self, part: str, call: Call) -> History:
         """What is kept of this part for the call's branch and evaluation."""
-        o = self.options
-        mine = self.kept.setdefault(part, {})
-        return mine.setdefault((call.branch, call.evaluation), History(o.order, o.interval, o.form, o.scale))
+        mine, key = self.kept.setdefault(part, {}), (call.branch, call.evaluation)
+        if key not in mine:
+            o = self.options
+            mine[key] = History(o.order, o.interval, o.form, o.scale)
+        return mine[key]
 
-    def ready(self, part: str, call: Call) -> bool:
+    def ready(self, history: History, call: Call) -> bool:
         """Whether this call is answered by a forecast."""
-        o, history = self.options, self.history(part, call)
+        o = self.options
         if call.step < o.warmup or call.step % o.interval == 0 or call.step >= call.steps - o.last:
             return False
         # Outputs of an older interval count as nothing: a branch may come back after steps without it, as guidance
         # in an interval does, and a second evaluation is missing from some steps.
         return bool(history.steps) and history.steps[0] // o.interval == call.step // o.interval
 
-    def store(self, part: str, call: Call, output: Any) -> None:
-        """Keep a computed output, and note how far from it a forecast would have been."""
-        history = self.history(part, call)
-        self._measure(history, call, output)
+    def store(self, history: History, call: Call, output: Any, number: int = 0) -> None:
+        """Keep a computed output, and note how far from it a forecast would have been.
+
+        Of part `number` that is done in its turn only, one part an interval, spread over the network by the golden
+        ratio: of all parts it would cost some percent of an evaluation.
+        """
+        turn = call.step // self.options.interval * GOLDEN % 1
+        if number == int(turn * len(self.kept)):
+            missed = history.missed(call, output)
+            self.missed.extend(() if missed is None else (missed,))
         if call.step + 1 >= call.steps - self.options.last:
+            self.held -= history.bytes
             history.clear()  # every step that is left is computed
             return
+        before = history.bytes
         history.push(call, output)
-        self.peak = max(self.peak, sum(h.bytes for mine in self.kept.values() for h in mine.values()))
-
-    def _measure(self, history: History, call: Call, output: Any) -> None:
-        if not history.steps or call.step - history.steps[0] != self.options.interval:
-            return
-        got, wanted = (next(iter(_leaves(v)), None) for v in (history.at(call.t), output))
-        if got is not None and wanted is not None and got.shape == wanted.shape:
-            self.errors.append((got - wanted).abs().float().mean() / wanted.abs().float().mean())
+        self.held += history.bytes - before
+        self.peak = max(self.peak, self.held)
 
     def part(self, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
         """The forward that answers for `forward`."""
 
+        number, mine = len(self.kept), self.kept.setdefault(name, {})
+        interval = self.options.interval
+
         def answer(*args: Any, **kwargs: Any) -> Any:
             call = active_call()
-            if self.ready(name, call):
+            history = mine.get((call.branch, call.evaluation)) or self.history(name, call)
+            if call.step % interval and self.ready(history, call):
                 self.forecast += 1
-                return self.history(name, call).at(call.t)
+                return history.at(call.t)
             self.computed += 1
             output = forward(*args, **kwargs)
-            self.store(name, call, output)
+            self.store(history, call, output, number)
             return output
 
         return answer
 
     # As the policy of a chain: one part, all rows or none.
 
-    def missing(self, call: Call, batch: int, signal: Callable[[], Tensor]) -> list[int]:
+    def missing(self, call: Call, batch: int, signal: Tensor | None) -> list[int]:
         del signal
-        return [] if self.ready("", call) else list(range(batch))
+        return [] if self.ready(self.history("", call), call) else list(range(batch))
 
     def keep(self, call: Call, rows: list[int], residual: States) -> None:
         del rows
-        self.store("", call, residual)
+        self.store(self.history("", call), call, residual)
 
     def recall(self, call: Call) -> States:
         return self.history("", call).at(call.t)
 
     def facts(self) -> dict[str, Any]:
-        mean = float(sum(self.errors) / len(self.errors)) if self.errors else None
         # What a forecast over a whole interval misses, seen at the steps that are computed anyway.
-        return {"bytes_held": self.peak, "error_at_refresh": mean}
+        return {"bytes_held": self.peak, "error_estimate": mean_error(self.missed)}
 
-
-def _leaves(output: Any) -> list[Tensor]:
-    if isinstance(output, tuple | list):
-        return [leaf for o in output for leaf in _leaves(o)]
-    return [] if output is None else [output]
+    def clear(self) -> None:
+        """Forget everything that is kept."""
+        self.kept.clear()
+        self.held = 0
 
 
 @dataclass(frozen=True)
@@ -188,23 +197,19 @@ class TaylorSeer(Plugin):
 
         def report() -> WrapReport:
             did = chain.skipped if chain else forecasts.forecast
-            facts = chain.facts() if chain else _shares(forecasts)
-            return WrapReport(did, unit, facts | forecasts.facts(), "" if did else why_nothing(self))
+            facts = chain.facts(**forecasts.facts()) if chain else _shares(forecasts)
+            return WrapReport(did, unit, facts, "" if did else why_nothing(self))
 
         def undo() -> None:
             patches.undo()
-            forecasts.kept.clear()
+            forecasts.clear()
 
-        return Wrap(report=report, network=install, undo=undo)
+        return Wrap(report=report, network=install, undo=undo, held=lambda: forecasts.held)
 
 
 def _shares(forecasts: _Forecasts) -> dict[str, Any]:
-    total = forecasts.computed + forecasts.forecast
-    return {
-        "computed": forecasts.computed,
-        "forecast": forecasts.forecast,
-        "skipped_share": forecasts.forecast / max(1, total),
-    }
+    share = forecasts.forecast / max(1, forecasts.computed + forecasts.forecast)
+    return reuse(hits=forecasts.forecast, misses=forecasts.computed, skipped_share=share, **forecasts.facts())
 
 
 def check_forecast(who: str, interval: int, order: int, warmup: int, last: int, scale: float) -> None:

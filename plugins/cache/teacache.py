@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from suite.call import Call
 from suite.errors import ConfigError
 from suite.hookspecs import hookimpl
-from suite.plugin import Plugin
 from suite.plugins.cache import _calibrated
+from suite.plugins.cache._calibrated import Calibrated
 from suite.plugins.cache._chain import row_means
 from suite.plugins.cache._residual import UNIT, Residual
 from suite.plugins.cache._shared import size
@@ -20,10 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from suite.cache_file import CacheFile
-    from suite.models import ModelFolder
     from suite.network import Network
     from suite.plugins.cache._chain import States
-    from suite.recipe import Recipe
     from suite.run import Run
 
 NAME = "teacache"
@@ -69,12 +66,13 @@ class _Kept:
     """Of one branch and evaluation; the first axis of each tensor is the batch.
 
     Attributes:
-        signal, step: of the evaluation before, computed or not.
+        signal, level, step: of the evaluation before, computed or not; `level` is each row's mean absolute value.
         sums: of each row, the expected change since it was computed.
         residual, computed: what is reused, and when each row of it was computed.
     """
 
     signal: Tensor
+    level: Tensor
     step: int
     sums: list[float]
     computed: list[int]
@@ -91,16 +89,19 @@ class _Policy:
     nearest: float = float("inf")
     estimates: list[float] = field(default_factory=list)
     peak: int = 0
+    watches: bool = True
 
-    def missing(self, call: Call, batch: int, signal: Callable[[], Tensor]) -> list[int]:
-        now, key = signal(), (call.branch, call.evaluation)
+    def missing(self, call: Call, batch: int, signal: Tensor | None) -> list[int]:
+        assert signal is not None
+        now, key = signal, (call.branch, call.evaluation)
         kept = self.kept.get(key)
         # After steps without this branch, as guidance in an interval leaves them, the change since then is unknown.
         if kept is None or kept.signal.shape != now.shape or kept.step != call.step - 1:
-            self.kept[key] = _Kept(now, call.step, [0.0] * batch, [call.step] * batch)
+            self.kept[key] = _Kept(now, row_means(now), call.step, [0.0] * batch, [call.step] * batch)
             return list(range(batch))
-        changes: list[float] = (row_means(now - kept.signal) / row_means(kept.signal)).tolist()
-        kept.signal, kept.step = now, call.step
+        level = row_means(now)
+        changes: list[float] = (row_means(now - kept.signal) / kept.level).tolist()
+        kept.signal, kept.level, kept.step = now, level, call.step
         missing = [row for row, change in enumerate(changes) if not self._reuse(kept, row, change, call)]
         for row in missing:
             kept.sums[row], kept.computed[row] = 0.0, call.step
@@ -124,7 +125,10 @@ class _Policy:
             for old, new in zip(kept.residual, residual, strict=True):
                 if old is not None and new is not None:
                     old[rows] = new
-        self.peak = max(self.peak, sum(size((k.signal, k.residual)) for k in self.kept.values()))
+        self.peak = max(self.peak, self.held())
+
+    def held(self) -> int:
+        return sum(size((k.signal, k.residual)) for k in self.kept.values())
 
     def recall(self, call: Call) -> States:
         residual = self.kept[call.branch, call.evaluation].residual
@@ -143,7 +147,7 @@ class _Policy:
 
 
 @dataclass(frozen=True)
-class TeaCache(Plugin):
+class TeaCache(Calibrated):
     """Liu 2024: the change of the modulated input foretells the change of the output, rescaled by a polynomial.
 
     The signal is what the first attention of the first block receives: the state, normalised, scaled and shifted by
@@ -169,6 +173,7 @@ class TeaCache(Plugin):
     last: int = 0
     max_consecutive: int | None = None
 
+    called = NAME
     summary = "skip all blocks while their modulated input changes little; calibrated, each sample decides for itself"
     paper = "TeaCache (2411.19108), section 3"
     effects = frozenset({"block-outputs", "step-reuse", "dynamic-decision"})
@@ -181,19 +186,12 @@ class TeaCache(Plugin):
         _calibrated.check_counts(NAME, 0, warmup=self.warmup, last=self.last)
         _calibrated.check_counts(NAME, 1, max_consecutive=self.max_consecutive)
 
-    @property
-    def lossless(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.threshold == 0
-
-    def check(self, recipe: Recipe, folder: ModelFolder) -> None:
-        _calibrated.check(NAME, self.file, recipe, folder)
-
     @hookimpl
     def cache(self, network: Network, run: Run) -> Wrap:
         from suite.patch import Patches
 
-        content = _calibrated.of_run(NAME, self.file, run)
-        policy, patches = _Policy(self, Rescaling.read(content, self.file or "shipped")), Patches()
+        content = self.calibration(run)
+        policy, patches = _Policy(self, Rescaling.read(content, self.source)), Patches()
         chain = Residual.of(network, NAME, policy)
         if self.threshold == 0:
             return Wrap(report=lambda: WrapReport(0, UNIT, reason="threshold = 0 computes all; take e.g. 0.15"))
@@ -203,11 +201,11 @@ class TeaCache(Plugin):
             return module
 
         def report() -> WrapReport:
-            facts = chain.facts() | policy.facts() | {"fit_r2": content.made.get("r2")}
+            facts = chain.facts(**policy.facts(), fit_r2=content.made.get("r2"))
             return WrapReport(chain.skipped, UNIT, facts, "" if chain.skipped else policy.why_nothing())
 
         def undo() -> None:
             patches.undo()
             policy.kept.clear()
 
-        return Wrap(report=report, network=install, undo=undo)
+        return Wrap(report=report, network=install, undo=undo, held=policy.held)

@@ -12,7 +12,7 @@ from suite.errors import ConfigError
 from suite.hookspecs import hookimpl
 from suite.plugin import Plugin
 from suite.plugins.cache._shared import found, size
-from suite.wrap import Wrap, WrapReport
+from suite.wrap import Wrap, WrapReport, reuse
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -77,12 +77,13 @@ class _Texts:
 
     def report(self) -> WrapReport:
         computed = sum(self.computed.values())
-        facts = {
-            "computed": computed,
-            "reused": self.reused,
-            "parts": len(self.computed),
-            "bytes_held": self.peak,
-        }
+        facts = reuse(
+            hits=self.reused,
+            misses=computed,
+            skipped_share=self.reused / max(1, self.reused + computed),
+            bytes_held=self.peak,
+            parts=len(self.computed),
+        )
         most = max(self.computed.values(), default=0)
         why = "each branch was evaluated once" if most <= 2 else "the text was another one at every evaluation"
         return WrapReport(self.reused, UNIT, facts, "" if self.reused else why)
@@ -181,4 +182,4 @@ class TextKV(Plugin):
             patches.undo()
             texts.kept.clear()
 
-        return Wrap(report=texts.report, network=install, undo=undo)
+        return Wrap(report=texts.report, network=install, undo=undo, held=texts.held)

@@ -9,7 +9,7 @@ from suite.errors import ConfigError
 from suite.hookspecs import hookimpl
 from suite.plugin import Plugin
 from suite.plugins.cache._shared import size
-from suite.wrap import Wrap, WrapReport
+from suite.wrap import Wrap, WrapReport, reuse
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,8 +38,16 @@ class _Memory:
     reused: int = 0
     peak: int = 0
 
+    def held(self) -> int:
+        return sum(size((m.x, m.answer)) for m in self.last.values())
+
     def report(self) -> WrapReport:
-        facts = {"asked": self.asked, "reused_share": self.reused / max(1, self.asked), "bytes_held": self.peak}
+        facts = reuse(
+            hits=self.reused,
+            misses=self.asked - self.reused,
+            skipped_share=self.reused / max(1, self.asked),
+            bytes_held=self.peak,
+        )
         reason = "" if self.reused else "every row changed at every step; take more steps, or drop --cache unchanged"
         return WrapReport(self.reused, UNIT, facts, reason)
 
@@ -73,7 +81,7 @@ class _Remembering:
                 fresh = self.inner.denoise(x[changed], times, chosen(cond, changed), some)
                 answer = torch.index_copy(last.answer, 0, changed, fresh)
         memory.last[call.branch] = _Last(x.clone(), cond, answer)
-        memory.peak = max(memory.peak, sum(size((m.x, m.answer)) for m in memory.last.values()))
+        memory.peak = max(memory.peak, memory.held())
         return answer
 
 
@@ -106,4 +114,9 @@ class Unchanged(Plugin):
                 "its modality does not declare it timeless; drop --cache unchanged"
             )
         memory = _Memory()
-        return Wrap(report=memory.report, denoiser=lambda inner: _Remembering(inner, memory), undo=memory.last.clear)
+        return Wrap(
+            report=memory.report,
+            denoiser=lambda inner: _Remembering(inner, memory),
+            undo=memory.last.clear,
+            held=memory.held,
+        )

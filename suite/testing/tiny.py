@@ -87,24 +87,30 @@ def forward_tokens(module: Any, x: Tensor, time: Tensor, cond: Cond) -> Tensor:
     return module.decoder(module.head(body[:, -x.shape[1] :]))
 
 
-def unet(seed: int = 0) -> nn.Module:
-    """A U-Net of diffusers with random weights: 2 stages, widths 16 and 32, attention in the inner one."""
+def diffusers_unet(**config: Any) -> nn.Module:
+    """A U-Net of diffusers as it is made: 2 stages, widths 16 and 32, attention inside; `config` goes over it."""
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
+    common = {
+        "sample_size": SIZE,
+        "in_channels": CHANNELS,
+        "out_channels": CHANNELS,
+        "block_out_channels": (16, 32),
+        "layers_per_block": 1,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "cross_attention_dim": TEXT,
+        "attention_head_dim": 2,
+        "norm_num_groups": 4,
+    }
+    return UNet2DConditionModel(**{**common, **config})
+
+
+def unet(seed: int = 0) -> nn.Module:
+    """`diffusers_unet` with random weights."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        module = UNet2DConditionModel(
-            sample_size=SIZE,
-            in_channels=CHANNELS,
-            out_channels=CHANNELS,
-            block_out_channels=(16, 32),
-            layers_per_block=1,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-            cross_attention_dim=TEXT,
-            attention_head_dim=2,
-            norm_num_groups=4,
-        )
+        module = diffusers_unet()
     return module.eval().requires_grad_(False)
 
 

@@ -29,6 +29,7 @@ COMMANDS = (
     "doctor",
     "schedule optimize",
     "cache calibrate",
+    "cache show",
     "bench solvers",
     "bench caches",
     "data prepare",

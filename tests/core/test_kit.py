@@ -21,6 +21,7 @@ from suite.schedule import Schedule
 from suite.solver import Solver, SolverFacts, expand, transfer
 from suite.testing import Check, Tiny, checks_for, parametrize_with_checks
 from suite.wrap import Wrap, WrapReport
+from suite.wrap import reuse as facts_of
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 
@@ -371,10 +372,27 @@ class BadCache(Plugin):
         def report() -> WrapReport:
             if self.defect == "gives no reason":
                 return WrapReport(0, "block calls reused")
-            return WrapReport(reuse.count, "block calls reused", reason="" if reuse.count else "off")
+            held = 0 if self.defect == "hides bytes" else most
+            facts = facts_of(hits=reuse.count, misses=1, skipped_share=0.5, bytes_held=held)
+            if self.defect == "no hits":
+                del facts["hits"]
+            return WrapReport(reuse.count, "block calls reused", facts, "" if reuse.count else "off")
 
-        undo = None if self.defect == "undoes nothing" else patches.undo
-        return Wrap(network=install, report=report, undo=undo)
+        def undo() -> None:
+            patches.undo()
+            if self.defect != "keeps its memory":
+                reuse.kept.clear()
+
+        def held() -> int:
+            return sum(x.nbytes for x in reuse.kept.values())
+
+        most = 2**40
+        return Wrap(
+            network=install,
+            report=report,
+            undo=None if self.defect == "undoes nothing" else undo,
+            held=None if self.defect == "says nothing" else held,
+        )
 
 
 @dataclass(frozen=True)
@@ -425,6 +443,10 @@ class BadRanks(Plugin):
         (BadCache("changes weights"), "wrap_undo_restores", "declare the effect `weights`"),
         (BadCache("gives no reason"), "wrap_reports", "gives no `reason`"),
         (BadCache("boasts"), "wrap_lossless_claim", "claims `lossless`"),
+        (BadCache("no hits"), "cache_reports_its_reuse", "hits = None: expected a count"),
+        (BadCache("says nothing"), "cache_says_what_it_holds", "give its Wrap `held`"),
+        (BadCache("hides bytes"), "cache_says_what_it_holds", "but the report's bytes_held = 0"),
+        (BadCache("keeps its memory"), "cache_says_what_it_holds", "after the run: let go in `undo`"),
         (BadOff(), "wrap_off_setting_is_plain", "mine:off=False differs"),
         (BadRanks("skips a collective"), "parallelize_two_ranks", "different collectives"),
         (BadRanks("ranks differ"), "parallelize_two_ranks", "the ranks differ"),
@@ -447,8 +469,9 @@ def test_checks_follow_the_hooks() -> None:
     assert {"registers", "import_is_light", "options_round_trip"} <= shared
     assert all(n.startswith("schedule_") for n in names[BadTimes] - shared)
     assert all(n.startswith("solver_") for n in names[BadStepper] - shared)
-    assert all(n.startswith("wrap_") for n in names[BadCache] - shared)
+    assert all(n.startswith(("wrap_", "cache_")) for n in names[BadCache] - shared)
     assert names[BadRanks] - names[BadCache] == {"parallelize_two_ranks"}
+    assert {n for n in names[BadCache] - names[BadRanks]} == {"cache_reports_its_reuse", "cache_says_what_it_holds"}
 
 
 @parametrize_with_checks(

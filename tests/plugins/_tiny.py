@@ -23,6 +23,7 @@ from suite.prediction import Prediction
 from suite.rng import SampleRng
 from suite.run import Run
 from suite.sampler import Problem, march
+from suite.testing.tiny import diffusers_unet
 from suite.wrap import Wrap
 
 WORDS, TEXT = 5, 12
@@ -125,21 +126,8 @@ def _call_flux(module: nn.Module, x: Tensor, time: Tensor, cond: Cond) -> Tensor
     return module(x, cond["text"], cond["pooled"], time / 1000, ids.float(), words, return_dict=False)[0]
 
 
-def _unet() -> nn.Module:
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-
-    return UNet2DConditionModel(
-        sample_size=8,
-        in_channels=4,
-        out_channels=4,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=TEXT,
-        attention_head_dim=2,
-        norm_num_groups=4,
-    )
+def _unet(**more: Any) -> nn.Module:
+    return diffusers_unet(**{"block_out_channels": (8, 16), "cross_attention_dim": TEXT, **more})
 
 
 def _call_unet(module: nn.Module, x: Tensor, time: Tensor, cond: Cond) -> Tensor:
@@ -229,17 +217,10 @@ CASES = {
 }
 
 
-def _unet_of(**more: Any) -> nn.Module:
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-
-    common = {"sample_size": 8, "in_channels": 4, "out_channels": 4, "block_out_channels": (8, 16, 16),
-              "cross_attention_dim": TEXT, "attention_head_dim": 2, "norm_num_groups": 4}  # fmt: skip
-    return UNet2DConditionModel(**{**common, **more})
-
-
 def _unet_deep() -> nn.Module:
     plain, cross = "DownBlock2D", "CrossAttnDownBlock2D"
-    return _unet_of(
+    return _unet(
+        block_out_channels=(8, 16, 16),
         down_block_types=(cross, cross, plain),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
         layers_per_block=2,
@@ -247,7 +228,8 @@ def _unet_deep() -> nn.Module:
 
 
 def _unet_bare() -> nn.Module:
-    return _unet_of(
+    return _unet(
+        block_out_channels=(8, 16, 16),
         down_block_types=("DownBlock2D",) * 3,
         up_block_types=("UpBlock2D",) * 3,
         mid_block_type=None,

@@ -132,7 +132,7 @@ def test_fora_computes_every_nth_step(interval: int) -> None:
     parts = {ref.name: ref.kind != "block" for ref in setup.network.blocks()}
     assert seen.calls == {name: ceil(7 / interval) if part else 7 for name, part in parts.items()}
     computed, all_calls = 9 * ceil(7 / interval), 9 * 7
-    assert (report.did, report.facts["computed"]) == (all_calls - computed, computed)
+    assert (report.did, report.facts["misses"]) == (all_calls - computed, computed)
     assert report.facts["skipped_share"] == pytest.approx(1 - computed / all_calls)
 
 
@@ -169,7 +169,7 @@ def test_first_block_skips_what_it_says(name: str, seeds: tuple[int, ...]) -> No
     first, *others = [ref.name for ref in setup.network.blocks("block")]
     with _tiny.counting(setup.network, "block") as seen:
         _, report = setup.cached(dict(ACTING[len(NETWORKS) :])[name], seeds)
-    hits, rows = report.facts["hits"], 12 * len(seeds)
+    hits, rows = report.facts["hits_by_step"], 12 * len(seeds)
     assert seen.calls[first] == 12 and seen.rows[first] == rows
     assert {seen.rows[name] for name in others} == {rows - sum(hits)}
     assert {seen.calls[name] for name in others} == {sum(h < len(seeds) for h in hits)}
@@ -190,7 +190,7 @@ def test_first_block_skips_what_it_says(name: str, seeds: tuple[int, ...]) -> No
 )
 def test_first_block_limits(options: dict[str, int], hits: list[int]) -> None:
     _, report = Setup("pixart").cached(FirstBlock(threshold=1e9, **options))
-    assert report.facts["hits"] == hits
+    assert report.facts["hits_by_step"] == hits
 
 
 def test_first_block_holds_two_residuals_a_row() -> None:
@@ -237,7 +237,9 @@ def test_a_batch_of_two_is_two_singles(name: str, plugin: Plugin) -> None:
     alone = [setup.cached(plugin, (seed,)) for seed in (3, 4)]
     assert close(both, torch.cat([x for x, _ in alone]))
     if isinstance(plugin, FirstBlock):
-        assert report.facts["hits"] == [a + b for a, b in zip(*(r.facts["hits"] for _, r in alone), strict=True)]
+        assert report.facts["hits_by_step"] == [
+            a + b for a, b in zip(*(r.facts["hits_by_step"] for _, r in alone), strict=True)
+        ]
     else:
         assert report.did == alone[0][1].did  # calls, not rows
 
@@ -248,7 +250,7 @@ def test_branches_as_one_batch_or_apart(name: str, plugin: Plugin) -> None:
     apart, two = Setup(name, guidance=3.0, batched=False).cached(plugin, (0, 1))
     assert close(together, apart)
     if isinstance(plugin, FirstBlock):
-        assert one.facts["hits"] == two.facts["hits"]
+        assert one.facts["hits_by_step"] == two.facts["hits_by_step"]
     else:
         assert 2 * one.did == two.did
 
@@ -284,9 +286,9 @@ def test_guidance_in_an_interval_reuses_nothing_stale() -> None:
         out, report = setup.cached(FORA(4))
     # Computed at 0; at 3 for the joint batch; at 4; at 6, because what `cond` has is of steps 0 to 3.
     assert set(seen.calls.values()) == {4}
-    assert report.facts["computed"] == 4 * 9
+    assert report.facts["misses"] == 4 * 9
     out, report = setup.cached(FirstBlock(1e9, max_consecutive=3))
-    assert report.facts["hits"] == [0, 1, 1, 0, 2, 2, 0, 1]
+    assert report.facts["hits_by_step"] == [0, 1, 1, 0, 2, 2, 0, 1]
     assert out.isfinite().all()
 
 
@@ -298,7 +300,7 @@ def test_fora_does_not_outlive_its_interval(steps: tuple[int, ...]) -> None:
         for step in steps:
             call = Call(step, 8, 0.5, 0.4)
             setup.denoiser(wraps).denoise(x, torch.tensor(0.5).double(), _tiny.conditioning((0,)), call)
-    assert (wraps[0].report().facts["computed"], wraps[0].report().did) == (2 * 9, 2 * 9)
+    assert (wraps[0].report().facts["misses"], wraps[0].report().did) == (2 * 9, 2 * 9)
 
 
 def test_fora_holds_nothing_that_the_next_step_computes() -> None:
@@ -318,7 +320,7 @@ def test_two_evaluations_a_step(guidance: float) -> None:
     assert report.did == 9 * (10 - 6)
     _, report = setup.cached(FirstBlock(1e9))
     branches = 1 if guidance == 1 else 2
-    assert report.facts["hits"] == [0, branches, *[2 * branches] * 3, branches]
+    assert report.facts["hits_by_step"] == [0, branches, *[2 * branches] * 3, branches]
 
 
 @pytest.mark.parametrize("plugin", [FORA(2), FirstBlock(1e9)], ids=identify)
@@ -353,10 +355,10 @@ def test_rows_decide_apart(name: str) -> None:
     singles = [setup.script(plugin, [x[i : i + 1] for x in path], ["cond"], cond=one) for i in (0, 1)]
     for step in range(4):
         assert close(both[step], torch.cat([answers[0][step] for answers, _ in singles]))
-    hits = [r[0].facts["hits"] for _, r in singles]
-    assert report.facts["hits"] == [a + b for a, b in zip(*hits, strict=True)]
-    assert hits[0] != hits[1] and 1 in report.facts["hits"]
-    assert seen.rows[rows[-1]] == 8 - sum(report.facts["hits"])
+    hits = [r[0].facts["hits_by_step"] for _, r in singles]
+    assert report.facts["hits_by_step"] == [a + b for a, b in zip(*hits, strict=True)]
+    assert hits[0] != hits[1] and 1 in report.facts["hits_by_step"]
+    assert seen.rows[rows[-1]] == 8 - sum(report.facts["hits_by_step"])
 
 
 def test_rows_count_their_own_steps() -> None:
@@ -367,7 +369,7 @@ def test_rows_count_their_own_steps() -> None:
     plugin = FirstBlock(threshold=0.02, max_consecutive=1)
     _, (report,) = setup.script(plugin, path, ["cond"], cond=_tiny.conditioning((1, 1)))
     # The first row is computed at 0, 2 and 4; the second at 0, at 1 because it jumped, at 3 and 5.
-    assert report.facts["hits"] == [0, 1, 1, 1, 1, 1]
+    assert report.facts["hits_by_step"] == [0, 1, 1, 1, 1, 1]
 
 
 def test_tables_of_positions_are_not_rows() -> None:
@@ -418,7 +420,7 @@ def test_no_error_where_the_network_does_not_change(name: str, plugin: Plugin) -
         assert torch.equal(out, plain)
     else:
         # first + (last - first) is last but for rounding.
-        assert close(out, plain) and report.facts["hits"] == [0, *[4] * 7]
+        assert close(out, plain) and report.facts["hits_by_step"] == [0, *[4] * 7]
 
 
 # ---- errors ------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from suite.plugins.solvers.edm import EDM
 from suite.plugins.solvers.heun import Heun
 from suite.plugins.solvers.restart import Restart
 from suite.rng import SampleRng
-from suite.rules import Member, check
+from suite.rules import BOOK, Member, check
 from suite.sampler import Problem, march
 from suite.solver import AdaptiveSolver
 from suite.start import Start, truncated
@@ -155,7 +155,63 @@ def test_a_time_that_comes_twice(plugin: Plugin) -> None:
     if isinstance(plugin, TextKV):
         assert torch.equal(out, plain)
     elif isinstance(plugin, FORA):
-        assert report.facts["computed"] == 9 * 6  # steps 0, 2, 4 first; 1 (nothing kept), 2, 4 second
+        assert report.facts["misses"] == 9 * 6  # steps 0, 2, 4 first; 1 (nothing kept), 2, 4 second
+
+
+#: Rows of the composition table that are about caches, or about what stands beside one, -> a chain, as
+#: `hook word word`, and the rules that it meets.
+ROWS: dict[str, tuple[list[str], list[str]]] = {
+    "C1": (["cache denoiser-output step-reuse", "solver"], []),
+    "C2": (["cache denoiser-output step-reuse", "solver multistep"], ["C2"]),
+    "C3": (["cache denoiser-output step-reuse", "solver stochastic-step"], ["C3"]),
+    "C4": (["cache block-outputs step-reuse", "run few-step"], ["C4"]),
+    "C5": (["cache block-outputs step-reuse dynamic-decision", "run guided"], []),
+    "C6": (["cache block-outputs step-reuse dynamic-decision", "parallelize branch-axis", "run guided"], ["C6"]),
+    "C7": (["cache block-outputs step-reuse dynamic-decision", "parallelize patch-axis"], ["C7"]),
+    "C8": (["cache block-outputs step-reuse", "parallelize pipeline-stages"], ["C8"]),
+    "C9": (["parallelize patch-axis", "parallelize pipeline-stages"], ["C9"]),
+    "C10": (["cache block-outputs step-reuse", "parallelize stale-activations"], ["C10"]),
+    "C11": (["parallelize stale-activations", "run few-step"], ["C11"]),
+    "C12": (["cache block-outputs step-reuse", "parallelize trajectory batch-axis"], ["C12"]),
+    "C13": (["solver stochastic-step", "parallelize trajectory batch-axis"], ["C13"]),
+    "C14": (["solver multistep", "parallelize trajectory batch-axis"], ["C14"]),
+    "C15": (["parallelize branch-axis", "parallelize trajectory batch-axis", "run guided"], ["C15"]),
+    "C16": (["cache block-outputs step-reuse", "compress low-bit"], []),
+    "C25": (["cache block-outputs ends-guidance", "parallelize branch-axis", "run guided"], ["C25"]),
+    "C26": (["cache block-outputs frozen-outputs", "cache block-outputs stage-outputs"], []),
+    "C27": (["cache block-outputs step-reuse", "schedule optimised-grid"], ["C27"]),
+    "C28": (["cache trajectory-store", "solver multistep"], ["C28"]),
+    "C29": (["cache block-outputs step-reuse", "solver time-jumps"], ["C29"]),
+    "C30": (["cache block-outputs step-reuse"], []),
+    "C31": (["cache block-outputs stage-outputs step-reuse", "compress side-residuals"], ["C31"]),
+    "C33": (["cache block-outputs step-reuse", "run distill"], ["C33"]),
+    "C35": (["cache needs-tokens token-states", "solver"], []),
+    "C36": (["cache block-outputs", "cache block-outputs"], ["C36"]),
+    "C40": (["cache block-outputs step-reuse", "solver repeated-evaluations"], []),
+}
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "caches-composition.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_rows_of_the_composition_table(row: str) -> None:
+    texts, expected = ROWS[row]
+    chain = [Member(f"{i}", t.split()[0], frozenset(t.split()[1:])) for i, t in enumerate(texts)]
+    assert [f.rule.id for f in check(chain)] == expected
+
+
+def test_the_page_has_every_row() -> None:
+    """Each with its rule or the reason why there is none, and a test that exists and speaks of it."""
+    lines = {line.split("|")[1].strip(): line.split("|")[2:5] for line in PAGE.splitlines() if line.startswith("| C")}
+    assert list(lines) == list(ROWS)
+    verdicts = {rule.id: rule.verdict for rule in BOOK}
+    for row, (_, verdict, where) in lines.items():
+        said = verdict.strip()
+        if row in ROWS[row][1]:
+            expected = {"forbid": "forbids", "warn": "warns"}[verdicts[row]]
+            assert said.startswith(expected) or expected in said, f"{row}: {said}"
+        else:
+            assert said.startswith(("no rule: ", "allowed: ")), f"{row}: {said}"
+        assert (Path(__file__).resolve().parents[2] / where.strip().strip("`")).is_file()
 
 
 @pytest.mark.parametrize(

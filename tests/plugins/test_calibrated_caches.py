@@ -126,7 +126,7 @@ def test_teacache_accumulates_a_row_at_a_time(files: dict[str, str]) -> None:
                 hits += 1
         expected.append(hits)
         before = now
-    assert report.facts["hits"] == expected and 0 < sum(expected) < 21
+    assert report.facts["hits_by_step"] == expected and 0 < sum(expected) < 21
     rows = {seen.rows[ref.name] for ref in setup.network.blocks("block")[1:]}
     assert rows == {24 - sum(expected)}
 
@@ -160,9 +160,9 @@ def test_runs_rows_branches_and_undo(cache: str, name: str, files: dict[str, str
     assert not torch.equal(one[0], plain)
     alone = [setup.cached(plugin, (seed,)) for seed in (3, 4)]
     assert close(one[0], torch.cat([x for x, _ in alone]))
-    assert facts["hits"] == [a + b for a, b in zip(*(r.facts["hits"] for _, r in alone), strict=True)]
+    assert facts["hits_by_step"] == [a + b for a, b in zip(*(r.facts["hits_by_step"] for _, r in alone), strict=True)]
     apart, other = Setup(name, guidance=3.0, batched=False).cached(plugin, (3, 4))
-    assert close(one[0], apart) and other.facts["hits"] == facts["hits"]
+    assert close(one[0], apart) and other.facts["hits_by_step"] == facts["hits_by_step"]
     assert not any("forward" in m.__dict__ for m in setup.module.modules())
     assert torch.equal(setup.generate((3, 4)), plain)
 
@@ -172,7 +172,7 @@ def test_magcache_skips_whole_steps(name: str, files: dict[str, str]) -> None:
     setup = Setup(name)
     with _tiny.counting(setup.network, "block") as seen:
         _, report = setup.cached(MagCache(0.06, files["magcache"], retention=0.25), (0, 1))
-    assert report.facts["hits"] == [0, 0, 2, 2, 0, 2, 2, 0]
+    assert report.facts["hits_by_step"] == [0, 0, 2, 2, 0, 2, 2, 0]
     assert set(seen.calls.values()) == {4} and report.did == 8 * len(seen.calls)
 
 
@@ -201,18 +201,18 @@ def test_teacache_rows_decide_apart(files: dict[str, str]) -> None:
     singles = [setup.script(plugin, [x[i : i + 1] for x in path], ["cond"], cond=one) for i in (0, 1)]
     for step in range(8):
         assert close(both_rows[step], torch.cat([answers[0][step] for answers, _ in singles]))
-    hits = [r[0].facts["hits"] for _, r in singles]
+    hits = [r[0].facts["hits_by_step"] for _, r in singles]
     assert hits[0] == [0, *[1] * 7] and hits[1] == [0, 1, *[0] * 6]
-    assert report.facts["hits"] == [a + b for a, b in zip(*hits, strict=True)]
+    assert report.facts["hits_by_step"] == [a + b for a, b in zip(*hits, strict=True)]
 
 
 def test_heun_has_two_evaluations(files: dict[str, str]) -> None:
     setup = Setup("pixart", steps=8, solver="heun")
     _, report = setup.cached(MagCache(0.06, files["magcache"], retention=0.25))
     # Steps 2, 3, 5 and 6, twice each: the first step evaluates once, and the last.
-    assert report.facts["hits"] == [0, 0, 2, 2, 0, 2, 2, 0]
+    assert report.facts["hits_by_step"] == [0, 0, 2, 2, 0, 2, 2, 0]
     _, report = setup.cached(TeaCache(1e6, files["teacache"]))
-    assert report.facts["hits"] == [0, 1, *[2] * 5, 1]
+    assert report.facts["hits_by_step"] == [0, 1, *[2] * 5, 1]
 
 
 @both
@@ -225,7 +225,7 @@ def test_guidance_in_an_interval_reuses_nothing_stale(cache: str, files: dict[st
     plugin = TeaCache(1e6, files[cache]) if cache == "teacache" else MagCache(1e6, files[cache], 9, 0.0)
     out, report = Setup("pixart", guidance=3.0, interval=(0.3, 0.7)).cached(plugin)
     expected = {"teacache": [0, 1, 1, 0, 2, 2, 0, 1], "magcache": [0, 1, 1, 0, 0, 0, 1, 1]}
-    assert report.facts["hits"] == expected[cache] and out.isfinite().all()
+    assert report.facts["hits_by_step"] == expected[cache] and out.isfinite().all()
 
 
 @both
@@ -253,7 +253,7 @@ def test_limits(files: dict[str, str]) -> None:
         ({"max_consecutive": 2}, [0, 1, 1, 0, 1, 1, 0, 1]),
     ):
         _, report = Setup("pixart").cached(TeaCache(1e6, file, **options))
-        assert report.facts["hits"] == hits
+        assert report.facts["hits_by_step"] == hits
 
 
 def test_magcache_is_diffusers_own(files: dict[str, str]) -> None:
@@ -281,7 +281,7 @@ def test_magcache_is_diffusers_own(files: dict[str, str]) -> None:
         for module in setup.module.modules():
             module.__dict__.pop("_diffusers_hook", None)
             module.__dict__.pop("forward", None)
-    assert report.facts["hits"] == [0, 0, 1, 1, 0, 1, 1, 0]
+    assert report.facts["hits_by_step"] == [0, 0, 1, 1, 0, 1, 1, 0]
     assert close(ours, theirs) and not close(ours, setup.generate())
 
 
@@ -306,7 +306,7 @@ def test_a_compiled_network_gives_what_a_plain_one_gives(files: dict[str, str]) 
             finally:
                 setup.module._compiled_call_impl = None
                 torch._dynamo.reset()
-        assert close(out, expected) and wraps[0].report().facts["hits"] == plain.facts["hits"]
+        assert close(out, expected) and wraps[0].report().facts["hits_by_step"] == plain.facts["hits_by_step"]
 
 
 # ---- calibrating ---------------------------------------------------------------------------------

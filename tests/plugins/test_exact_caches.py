@@ -66,7 +66,7 @@ def test_text_is_projected_once_and_nothing_changes(name: str, options: dict[str
     assert torch.equal(out, plain)
     assert len(seen) == PARTS[name] and set(seen.values()) == {1}
     evaluations = 14 if setup.solver == "heun" else 8  # Heun: one at the first step and one at the last
-    assert report.did == PARTS[name] * (evaluations - 1) and report.facts["computed"] == PARTS[name]
+    assert report.did == PARTS[name] * (evaluations - 1) and report.facts["misses"] == PARTS[name]
     with projections(setup.network) as seen:
         setup.generate((0, 1))
     assert set(seen.values()) == {evaluations}

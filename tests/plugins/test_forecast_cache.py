@@ -365,7 +365,7 @@ def test_calls_are_counted_from_below(name: str) -> None:
     with _tiny.counting(setup.network, "attention", "cross_attention", "mlp") as seen:
         _, report = setup.cached(TaylorSeer(3, warmup=2, last=1))
     assert set(seen.calls.values()) == {5}  # 0, 1, 3, 6 and 7
-    assert report.did == 3 * len(seen.calls) and report.facts["computed"] == 5 * len(seen.calls)
+    assert report.did == 3 * len(seen.calls) and report.facts["misses"] == 5 * len(seen.calls)
 
 
 def test_the_residual_skips_every_block() -> None:
@@ -373,7 +373,7 @@ def test_the_residual_skips_every_block() -> None:
     with _tiny.counting(setup.network, "block") as seen:
         _, report = setup.cached(TaylorSeer(3, level="residual"), (0, 1))
     assert set(seen.calls.values()) == {3}  # 0, 3 and 6
-    assert report.facts["hits"] == [0, 2, 2, 0, 2, 2, 0, 2] and report.did == 10 * 3
+    assert report.facts["hits_by_step"] == [0, 2, 2, 0, 2, 2, 0, 2] and report.did == 10 * 3
 
 
 def test_two_evaluations_a_step() -> None:
@@ -445,7 +445,7 @@ def test_no_error_where_nothing_changes() -> None:
     plain = setup.generate((0, 1), blind=True)
     for plugin in (TaylorSeer(3), TaylorSeer(3, level="residual")):
         out, report = setup.cached(plugin, (0, 1), blind=True)
-        assert close(out, plain) and report.did > 0 and report.facts["error_at_refresh"] < 1e-5
+        assert close(out, plain) and report.did > 0 and report.facts["error_estimate"] < 1e-5
 
 
 # ---- forecast on a network -----------------------------------------------------------------------
@@ -459,7 +459,7 @@ def test_forecast_counts_and_reports() -> None:
     assert outcome.counter.depth == 6  # 0, 1, 3, 6, 9 and 10 of 11 steps
     assert outcome.report is not None and outcome.report.did == 5
     assert outcome.report.facts["bytes_held"] == 2 * 2 * 4 * 8 * 8 * 4  # both branches, two nodes
-    assert outcome.report.facts["error_at_refresh"] > 0
+    assert outcome.report.facts["error_estimate"] > 0
 
 
 def test_forecast_off_and_tokens() -> None:

@@ -87,7 +87,7 @@ def test_first_block_is_theirs_for_one_sample(name: str, threshold: float) -> No
     theirs, other = setup.cached(DiffusersCache("first-block", threshold=threshold))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
     # They count block calls, the last one too; ours counts hits.
-    assert sum(report.facts["hits"]) * (len(setup.network.blocks("block")) - 1) == other.did == report.did
+    assert sum(report.facts["hits_by_step"]) * (len(setup.network.blocks("block")) - 1) == other.did == report.did
 
 
 def test_first_block_of_theirs_decides_for_the_batch() -> None:
@@ -127,7 +127,7 @@ def test_first_block_is_dbcache_with_one_block_in_front(name: str, threshold: fl
     setup = Setup(name, steps=12)
     theirs, other = setup.cached(cache_dit(threshold))
     ours, report = setup.cached(FirstBlock(threshold))
-    assert torch.equal(ours, theirs) and other.did == sum(report.facts["hits"])
+    assert torch.equal(ours, theirs) and other.did == sum(report.facts["hits_by_step"])
 
 
 def test_dbcache_treats_each_list_of_blocks_apart() -> None:

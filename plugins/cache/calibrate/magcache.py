@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
@@ -25,10 +24,11 @@ class Watch:
         ratios: (evaluation, step) -> a ratio a row: the mean over tokens of |r| / |r before|, Euclidean over channels.
     """
 
+    watches: bool = False
     ratios: dict[tuple[int, int], list[float]] = field(default_factory=dict)
     before: dict[tuple[str, int], tuple[int, States]] = field(default_factory=dict)
 
-    def missing(self, call: Call, batch: int, signal: Callable[[], Tensor]) -> list[int]:
+    def missing(self, call: Call, batch: int, signal: Tensor | None) -> list[int]:
         del call, signal
         return list(range(batch))
 

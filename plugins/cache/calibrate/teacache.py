@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
@@ -26,13 +25,14 @@ class Watch:
         pairs: (change of the signal, change of the residual), relative.
     """
 
+    watches: bool = True
     pairs: list[tuple[float, float]] = field(default_factory=list)
     before: dict[tuple[str, int], tuple[int, Tensor, States]] = field(default_factory=dict)
     signal: Tensor | None = None
 
-    def missing(self, call: Call, batch: int, signal: Callable[[], Tensor]) -> list[int]:
+    def missing(self, call: Call, batch: int, signal: Tensor | None) -> list[int]:
         del call
-        self.signal = signal()
+        self.signal = signal
         return list(range(batch))
 
     def keep(self, call: Call, rows: list[int], residual: States) -> None:
