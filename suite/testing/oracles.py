@@ -10,7 +10,7 @@ import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Literal
 
 import torch
@@ -31,6 +31,10 @@ class Target(ABC):
     @abstractmethod
     def denoiser(self, noise: NoiseSchedule) -> Denoise:
         """(x, t) -> E[x0 given x_t = x]."""
+
+    @abstractmethod
+    def flow_map(self, noise: NoiseSchedule, x: Tensor, t: Tensor | float, s: Tensor | float) -> Tensor:
+        """Where the probability flow takes x from time t to time s; exact."""
 
     def output(self, noise: NoiseSchedule, kind: Prediction) -> Output:
         """(x, t) -> what a perfect network of this kind would answer; needs sigma_t > 0."""
@@ -123,6 +127,34 @@ class Mixture(Target):
             return (belief.reshape(per_component) * each).sum(1).to(x.dtype)
 
         return denoise
+
+    def flow_map(self, noise: NoiseSchedule, x: Tensor, t: Tensor | float, s: Tensor | float) -> Tensor:
+        """In one dimension the flow keeps the part of all mass that lies below x, so it is a map of quantiles.
+
+        Args:
+            noise: any continuous family.
+            x: [B, 1] float64.
+            t, s: scalar times, in any order.
+
+        Raises:
+            ValueError: samples of more than one dimension, whose flow is not known in closed form.
+        """
+        if self.means[0].numel() != 1:
+            raise ValueError("the exact flow of a mixture is known for samples of one element; use `reference`")
+
+        def below(x: Tensor, u: Tensor | float) -> Tensor:
+            alpha, sigma = noise.alpha(u), noise.sigma(u)
+            deviation = (alpha**2 * self.variances + sigma**2).sqrt()
+            return (self.weights * torch.special.ndtr((x - alpha * self.means.flatten()) / deviation)).sum(-1, True)
+
+        part = below(x, t)
+        reach = 40 * (noise.alpha(s) + noise.sigma(s)) * (1 + self.means.abs().max())
+        low, high = torch.full_like(x, -float(reach)), torch.full_like(x, float(reach))
+        for _ in range(70):  # bisection: 70 halvings of the bracket are below float64's own step
+            middle = (low + high) / 2
+            less = below(middle, s) < part
+            low, high = middle.where(less, low), high.where(less, middle)
+        return (low + high) / 2
 
 
 @dataclass(frozen=True)
@@ -273,27 +305,48 @@ def reference(target: Target, noise: NoiseSchedule, x: Tensor, t: Tensor, s: Ten
 
 
 def errors(
-    solver: Solver, noise: NoiseSchedule, target: Gaussian, steps: Sequence[int], x: Tensor | None = None
+    solver: Solver,
+    noise: NoiseSchedule,
+    target: Target,
+    steps: Sequence[int],
+    x: Tensor | None = None,
+    ends: tuple[float, float] = (-4.0, 4.0),
 ) -> list[float]:
     """Largest error at the end of the interior, for each number of steps, against the exact flow.
 
-    A multistep solver is given exact starting values, as its order is defined: the states after its first
-    order - 1 steps are put right, so that steps of lower order, taken while there is no history, do not count.
+    A multistep solver is given exact starting values, as its order is defined: in its first order - 1 steps it is
+    told the denoiser's answers along the exact flow, and then the state, and the one it keeps for a corrector, is
+    put right. So steps of lower order, taken while there is no history, do not count.
+
+    Args:
+        solver: deterministic.
+        noise, target: of the oracle.
+        steps: numbers of steps.
+        x: [B, 1] starts in units of sigma.
+        ends: log-SNR at the first and at the last time.
     """
     given = solver.facts.order - 1 if solver.facts.multistep else 0
-    x = torch.tensor([[-1.3], [0.4], [1.9]], dtype=torch.float64) if x is None else x
-    out = []
+    x = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None] if x is None else x
+    denoise, rng, out = target.denoiser(noise), SampleRng(range(len(x))), []
     for count in steps:
-        times = log_snr_times(noise, count)
-        x_first = x * expand(noise.sigma(times[0]), x)
-        exact = target.flow_map(noise, x_first, times[0], times[-1])
-        state, denoise, rng = solver.begin(a_run(steps=count), times), target.denoiser(noise), SampleRng((0, 1, 2))
-        got = x_first
+        times = log_snr_times(noise, count, *ends)
+        first = x * expand(noise.sigma(times[0]), x)
+
+        def exact(t: Tensor, first: Tensor = first, begin: Tensor = times[0]) -> Tensor:
+            return target.flow_map(noise, first, begin, t)
+
+        def along(x: Tensor, t: Tensor, exact: Callable[[Tensor], Tensor] = exact) -> Tensor:
+            del x
+            return denoise(exact(t), t)
+
+        state, got = solver.begin(a_run(steps=count), times), first
         for index, (t, s) in enumerate(itertools.pairwise(times)):
-            got, state = solver.step(denoise, got, t, s, state, rng)
+            got, state = solver.step(along if index < given else denoise, got, t, s, state, rng)
             if index < given:
-                got = target.flow_map(noise, x_first, times[0], s)
-        out.append(float((got - exact).abs().max()))
+                got = exact(s)
+                if is_dataclass(state) and not isinstance(state, type) and hasattr(state, "x"):
+                    state = replace(state, x=exact(t))
+        out.append(float((got - exact(times[-1])).abs().max()))
     return out
 
 
@@ -309,20 +362,26 @@ def observed_order(
     solver_factory: Callable[[NoiseSchedule], Solver],
     noise: NoiseSchedule,
     steps: Sequence[int] = (80, 160, 320, 640),
-    target: Gaussian | None = None,
+    target: Target | None = None,
+    ends: tuple[float, float] = (-4.0, 4.0),
 ) -> float:
-    """Order of convergence on analytic Gaussian data, on a log-SNR grid between interior times.
+    """Order of convergence on data whose flow is known, on a log-SNR grid between interior times.
 
     A deterministic solver is measured on the states it reaches, a stochastic one on the mean and the
     variance of its samples, which its affine steps determine without any sampling.
+
+    Raises:
+        ValueError: a stochastic solver on a target that is not Gaussian, where its steps are not affine.
     """
     target = target or Gaussian()
     solver = solver_factory(noise)
     if not solver.facts.stochastic:
-        return slope(steps, errors(solver, noise, target, steps))
+        return slope(steps, errors(solver, noise, target, steps, ends=ends))
+    if not isinstance(target, Gaussian):
+        raise ValueError(f"{type(solver).__name__} draws noise: its order in law is measured on a Gaussian")
     values = []
     for count in steps:
-        times = log_snr_times(noise, count)
+        times = log_snr_times(noise, count, *ends)
         start, exact = target.marginal(noise, times[0]), target.marginal(noise, times[-1])
         got = moments(solver, times, target.denoiser(noise), *start)
         values.append(float(sum((g - e).abs() for g, e in zip(got, exact, strict=True))))
