@@ -19,6 +19,8 @@ if TYPE_CHECKING:  # plugins' modules import this one, and must load without tor
     Coefficient = float | Tensor
 
 REMEMBERED = 8192
+#: How far from 1 a sum of two coefficients may be by rounding alone; a float32 state does not see it.
+TO_ROUNDING = 1e-15
 
 
 def of_times(function: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Coefficient, ...]]:
@@ -56,9 +58,24 @@ def expand(value: Tensor, x: Tensor) -> Tensor:
 
 
 def combine(coefficients: Sequence[Coefficient], tensors: Sequence[Tensor]) -> Tensor:
-    """sum_i coefficients[i] * tensors[i], in the tensors' dtype and on their device."""
+    """sum_i coefficients[i] * tensors[i], in the tensors' dtype and on their device.
+
+    Each operation reads and writes tensors of the state's size, and that is what a step costs. Two terms whose
+    coefficients add up to 1, as Euler's of a flow do, are one operation instead of two, and so are a term with
+    coefficient 1 and the one after it.
+    """
     out: Tensor | None = None
-    for value, x in zip(coefficients, tensors, strict=True):
+    terms = list(zip(coefficients, tensors, strict=True))
+    if len(terms) > 1:
+        (a, x), (b, y) = terms[:2]
+        if isinstance(a, int | float) and isinstance(b, int | float) and x.dtype == y.dtype:
+            import torch
+
+            if len(terms) == 2 and abs(a + b - 1) < TO_ROUNDING:
+                return torch.lerp(y, x, a)
+            if a == 1:
+                out, terms = torch.add(x, y, alpha=b), terms[2:]
+    for value, x in terms:
         if not isinstance(value, int | float):
             term = expand(value, x) * x
             out = term if out is None else out.add_(term)

@@ -58,8 +58,13 @@ class SampleRng:
 
     def normal(self, shape: Sequence[int], like: Tensor | None = None) -> Tensor:
         """Standard normal [len(seeds), *shape], float32, on `like`'s device and in its dtype."""
-        rows = [torch.randn(tuple(shape), generator=g) for g in self._generators]
-        out = torch.stack(rows)
+        if len(self._generators) == 1:
+            out = torch.randn((1, *shape), generator=self._generators[0])
+        else:
+            # Each row is drawn where it stays: the same numbers as drawn apart and stacked, without the copy.
+            out = torch.empty(len(self._generators), *shape)
+            for row, generator in zip(out, self._generators, strict=True):
+                torch.randn(tuple(shape), generator=generator, out=row)
         return out if like is None else out.to(like)
 
     def normal_like(self, x: Tensor) -> Tensor:

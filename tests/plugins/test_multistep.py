@@ -16,10 +16,11 @@ from suite.errors import ConfigError
 from suite.noise import Flow, NoiseSchedule, VPLinear
 from suite.plugins.solvers._exponential import between, interpolated, moments, phi
 from suite.plugins.solvers.ddim import DDIMSolver
-from suite.plugins.solvers.deis import DEIS, DEISSolver
+from suite.plugins.solvers.deis import DEIS, DEISSolver, RhoRKSolver
 from suite.plugins.solvers.dpm import DPM, DPMSolver
 from suite.plugins.solvers.dpmpp_2s import DPMpp2SSolver
 from suite.plugins.solvers.dpmpp_3m import DPMpp3MSolver
+from suite.plugins.solvers.heun import HeunSolver
 from suite.plugins.solvers.pndm import PNDMSolver
 from suite.plugins.solvers.unipc import UniPC, UniPCSolver
 from suite.prediction import Prediction
@@ -45,6 +46,8 @@ SOLVERS: dict[str, Factory] = {
     "deis-rho-4": lambda n: DEISSolver(n, 4, "rho"),
     "deis-log-rho-2": lambda n: DEISSolver(n, 2, "log-rho"),
     "deis-log-rho-4": lambda n: DEISSolver(n, 4, "log-rho"),
+    "deis-rho-rk-3": lambda n: RhoRKSolver(n, 3),
+    "deis-rho-rk-4": lambda n: RhoRKSolver(n, 4),
     "unip-1": lambda n: UniPCSolver(n, 1, "bh2", False),
     "unip-2": lambda n: UniPCSolver(n, 2, "bh1", False),
     "unip-3": lambda n: UniPCSolver(n, 3, "bh2", False),
@@ -252,6 +255,33 @@ def test_rho_ab_is_the_lms_of_diffusers() -> None:
     torch.testing.assert_close(got, noise.alpha(times[-2]) * y, rtol=0, atol=1e-5)
 
 
+def test_rho_rk_of_order_2_is_heun_and_of_order_4_the_classical_rule() -> None:
+    noise, target = VPLinear(), Mixture.two()
+    times, denoise = torch.linspace(0.9, 0.1, 8, dtype=torch.float64), target.denoiser(noise)
+    heun = drive(HeunSolver(noise), times, denoise, START)
+    torch.testing.assert_close(drive(RhoRKSolver(noise, 2), times, denoise, START), heun, rtol=0, atol=1e-12)
+
+    def slope_at(y: Tensor, rho: Tensor) -> Tensor:
+        u = noise.time_at(-2 * rho.log())
+        return (y - denoise(noise.alpha(u) * y, u)) / rho
+
+    for order in (3, 4):
+        y = START / noise.alpha(times[0])
+        for t, s in itertools.pairwise(times):
+            rho, end = (noise.sigma(u) / noise.alpha(u) for u in (t, s))
+            h = end - rho
+            a = slope_at(y, rho)
+            b = slope_at(y + h / 2 * a, rho + h / 2)
+            if order == 3:
+                c = slope_at(y + h * (2 * b - a), end)
+                y = y + h / 6 * (a + 4 * b + c)
+            else:
+                c = slope_at(y + h / 2 * b, rho + h / 2)
+                y = y + h / 6 * (a + 2 * b + 2 * c + slope_at(y + h * c, end))
+        got = drive(RhoRKSolver(noise, order), times, denoise, START)
+        torch.testing.assert_close(got, noise.alpha(times[-1]) * y, rtol=0, atol=1e-10)
+
+
 @OLD_NUMPY
 def test_pndm_is_that_of_diffusers() -> None:
     from diffusers import PNDMScheduler
@@ -280,6 +310,7 @@ def test_pndm_is_that_of_diffusers() -> None:
 def test_dpm_counts_its_evaluations(order: int) -> None:
     for noise, irregular in ((Flow(), 2), (VPLinear(), 1)):
         assert DPMSolver(noise, order).evaluations(10) == 10 * order - irregular * (order - 1)
+        assert RhoRKSolver(noise, order).evaluations(10) == 10 * order - irregular * (order - 1)
 
 
 @pytest.mark.parametrize(

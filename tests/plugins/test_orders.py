@@ -80,7 +80,7 @@ ROWS = [
     Row("dpmpp-2m", 2), Row("dpmpp-2m", 2, noise=VPLinear()), Row("dpmpp-3m", 3),
     # Their error changes its sign on wider intervals; VP, because in flow noise t is nearly rho.
     *(Row("deis", p, {"order": p, "variable": v}, VPLinear() if v == "t" else Flow(), (-3.0, 3.0))
-      for v in ("t", "rho", "log-rho") for p in (1, 2, 3, 4)),
+      for v in ("t", "rho", "log-rho", "rho-rk") for p in (1, 2, 3, 4)),
     *(Row("lms", p, {"order": p}, ends=(-3.0, 3.0)) for p in (1, 2, 3, 4)),
     # Of fourth order the next term is opposite: wider, its part in 80 steps is below a tenth.
     *(Row("unipc", p + c, {"order": p, "variant": v, "corrector": bool(c)}, ends=(-6.0, 6.0) if p + c == 4 else INNER)
