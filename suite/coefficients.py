@@ -39,8 +39,9 @@ def of_times(function: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple
 
     @wraps(function)
     def coefficients(noise: NoiseSchedule, *times: Tensor | float) -> tuple[Coefficient, ...]:
-        if any(getattr(t, "ndim", 0) for t in times):
-            return function(noise, *times)
+        for t in times:  # a generator in any() costs more than the look-up
+            if getattr(t, "ndim", 0):
+                return function(noise, *times)
         return remembered(noise, *map(float, times))
 
     return coefficients
@@ -64,23 +65,21 @@ def combine(coefficients: Sequence[Coefficient], tensors: Sequence[Tensor]) -> T
     coefficients add up to 1, as Euler's of a flow do, are one operation instead of two, and so are a term with
     coefficient 1 and the one after it.
     """
-    out: Tensor | None = None
-    terms = list(zip(coefficients, tensors, strict=True))
-    if len(terms) > 1:
-        (a, x), (b, y) = terms[:2]
-        if isinstance(a, int | float) and isinstance(b, int | float) and x.dtype == y.dtype:
-            import torch
-
-            if len(terms) == 2 and abs(a + b - 1) < TO_ROUNDING:
-                return torch.lerp(y, x, a)
-            if a == 1:
-                out, terms = torch.add(x, y, alpha=b), terms[2:]
-    for value, x in terms:
-        if not isinstance(value, int | float):
-            term = expand(value, x) * x
-            out = term if out is None else out.add_(term)
+    if len(coefficients) != len(tensors) or not tensors:
+        raise ValueError(f"combine: {len(coefficients)} coefficients for {len(tensors)} tensors")
+    a, x, used = coefficients[0], tensors[0], 1
+    if not isinstance(a, (int, float)):
+        out = expand(a, x) * x
+    elif len(tensors) > 1 and isinstance(b := coefficients[1], (int, float)) and x.dtype == tensors[1].dtype:
+        if len(tensors) == 2 and abs(a + b - 1) < TO_ROUNDING:
+            return tensors[1].lerp(x, a)
+        out, used = (x.add(tensors[1], alpha=b), 2) if a == 1 else (x * a, 1)
+    else:
+        out = x * a
+    # `out` is this function's own: adding in place saves an allocation of the state's size a term.
+    for value, x in zip(coefficients[used:], tensors[used:], strict=True):
+        if isinstance(value, (int, float)):
+            out.add_(x, alpha=value)
         else:
-            # `out` is this function's own: adding in place saves an allocation of the state's size a term.
-            out = x * value if out is None else out.add_(x, alpha=value)
-    assert out is not None
+            out.add_(expand(value, x) * x)
     return out
