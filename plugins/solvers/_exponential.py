@@ -71,7 +71,6 @@ def regular(noise: NoiseSchedule, t: Tensor) -> tuple[Tensor]:
 
 def is_regular(noise: NoiseSchedule, *times: Tensor) -> bool:
     """Whether log-SNR is finite at all of the times, for all samples."""
-
     for t in times:
         (value,) = regular(noise, t)
         if not (value if isinstance(value, (int, float)) else bool(value.all())):
