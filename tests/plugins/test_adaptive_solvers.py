@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from suite.errors import ConfigError
+from suite.errors import ConfigError, RuleError
 from suite.noise import VE, Cosine, Flow, NoiseSchedule, TrigFlow, VPLinear
 from suite.plugins.solvers._brownian import BrownianPath
 from suite.plugins.solvers.dopri5 import Dopri5, Dopri5Solver
 from suite.plugins.solvers.genie import GENIESolver
 from suite.plugins.solvers.ggf import GGF, GGFSolver
 from suite.rng import SampleRng
-from suite.rules import BOOK
+from suite.rules import Member, enforce
 from suite.solver import SolverFacts
 from suite.testing import Gaussian, Mixture, drive
 from suite.testing.oracles import log_snr_times, reference
@@ -68,8 +68,17 @@ def test_adaptive_solvers_take_one_time_for_all() -> None:
     for solver in (Dopri5Solver(Flow(), 1e-3, 100), GGFSolver(Flow(), 0.05, 0.01, 100)):
         with pytest.raises(ConfigError, match="a schedule without per-group times"):
             drive(solver, times, Gaussian().denoiser(Flow()), START)
-    rules = {r.id: r for r in BOOK if any("adaptive-grid" in p for p in r.parts)}
-    assert any(frozenset({"optimised-grid"}) in r.parts for r in rules.values())
+
+
+@pytest.mark.parametrize("plugin", [Dopri5(), GGF()], ids=["dopri5", "ggf"])
+@pytest.mark.parametrize(
+    ("hook", "words"), [("schedule", "optimised-grid"), ("cache", "needs-fixed-grid"), ("cache", "step-reuse")]
+)
+def test_what_needs_a_grid_is_refused_beside_a_solver_that_has_none(plugin: Any, hook: str, words: str) -> None:
+    # From words alone: before a model is loaded, let alone evaluated.
+    chain = [Member("solver", "solver", plugin.effects), Member("other", hook, frozenset({words}))]
+    with pytest.raises(RuleError, match="solver with other: the solver picks its own times"):
+        enforce(chain)
 
 
 # ---- one Brownian path -------------------------------------------------------------------------
