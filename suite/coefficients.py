@@ -19,6 +19,8 @@ if TYPE_CHECKING:  # plugins' modules import this one, and must load without tor
     Coefficient = float | Tensor
 
 REMEMBERED = 8192
+#: How far from 1 a sum of two coefficients may be by rounding alone; a float32 state does not see it.
+TO_ROUNDING = 1e-15
 
 
 def of_times(function: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Coefficient, ...]]:
@@ -37,8 +39,9 @@ def of_times(function: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple
 
     @wraps(function)
     def coefficients(noise: NoiseSchedule, *times: Tensor | float) -> tuple[Coefficient, ...]:
-        if any(getattr(t, "ndim", 0) for t in times):
-            return function(noise, *times)
+        for t in times:  # a generator in any() costs more than the look-up
+            if getattr(t, "ndim", 0):
+                return function(noise, *times)
         return remembered(noise, *map(float, times))
 
     return coefficients
@@ -56,14 +59,27 @@ def expand(value: Tensor, x: Tensor) -> Tensor:
 
 
 def combine(coefficients: Sequence[Coefficient], tensors: Sequence[Tensor]) -> Tensor:
-    """sum_i coefficients[i] * tensors[i], in the tensors' dtype and on their device."""
-    out: Tensor | None = None
-    for value, x in zip(coefficients, tensors, strict=True):
-        if not isinstance(value, int | float):
-            term = expand(value, x) * x
-            out = term if out is None else out.add_(term)
+    """sum_i coefficients[i] * tensors[i], in the tensors' dtype and on their device.
+
+    Each operation reads and writes tensors of the state's size, and that is what a step costs. Two terms whose
+    coefficients add up to 1, as Euler's of a flow do, are one operation instead of two, and so are a term with
+    coefficient 1 and the one after it.
+    """
+    if len(coefficients) != len(tensors) or not tensors:
+        raise ValueError(f"combine: {len(coefficients)} coefficients for {len(tensors)} tensors")
+    a, x, used = coefficients[0], tensors[0], 1
+    if not isinstance(a, (int, float)):
+        out = expand(a, x) * x
+    elif len(tensors) > 1 and isinstance(b := coefficients[1], (int, float)) and x.dtype == tensors[1].dtype:
+        if len(tensors) == 2 and abs(a + b - 1) < TO_ROUNDING:
+            return tensors[1].lerp(x, a)
+        out, used = (x.add(tensors[1], alpha=b), 2) if a == 1 else (x * a, 1)
+    else:
+        out = x * a
+    # `out` is this function's own: adding in place saves an allocation of the state's size a term.
+    for value, x in zip(coefficients[used:], tensors[used:], strict=True):
+        if isinstance(value, (int, float)):
+            out.add_(x, alpha=value)
         else:
-            # `out` is this function's own: adding in place saves an allocation of the state's size a term.
-            out = x * value if out is None else out.add_(x, alpha=value)
-    assert out is not None
+            out.add_(expand(value, x) * x)
     return out

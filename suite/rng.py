@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,16 +18,17 @@ def repeatable(device: torch.device) -> Iterator[None]:
     29 of 30 gradients of a mesh's colours differed in their last bits. On a GPU nothing changes, as several
     operations (grid_sample's backward in three dimensions) have no ordered form there and would be refused.
     """
+    memory: Any = torch.utils.deterministic  # a module whose one setting its class makes
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    filling = torch.utils.deterministic.fill_uninitialized_memory
+    filling = memory.fill_uninitialized_memory
     if device.type == "cpu":
         torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, and nothing here reads such memory
+        memory.fill_uninitialized_memory = False  # costs time, and nothing here reads such memory
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        torch.utils.deterministic.fill_uninitialized_memory = filling
+        memory.fill_uninitialized_memory = filling
 
 
 class SampleRng:
@@ -58,8 +60,13 @@ class SampleRng:
 
     def normal(self, shape: Sequence[int], like: Tensor | None = None) -> Tensor:
         """Standard normal [len(seeds), *shape], float32, on `like`'s device and in its dtype."""
-        rows = [torch.randn(tuple(shape), generator=g) for g in self._generators]
-        out = torch.stack(rows)
+        if len(self._generators) == 1:
+            out = torch.randn((1, *shape), generator=self._generators[0])
+        else:
+            # Each row is drawn where it stays: the same numbers as drawn apart and stacked, without the copy.
+            out = torch.empty(len(self._generators), *shape)
+            for row, generator in zip(out, self._generators, strict=True):
+                torch.randn(tuple(shape), generator=generator, out=row)
         return out if like is None else out.to(like)
 
     def normal_like(self, x: Tensor) -> Tensor:

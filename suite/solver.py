@@ -121,7 +121,7 @@ def check_grid(facts: SolverFacts, times: Tensor) -> None:
     """Refuse a grid that no solver of these facts can take, before anything is evaluated.
 
     Raises:
-        ConfigError: too few steps, times outside [0, 1] or not decreasing.
+        ConfigError: too few steps, times outside [0, 1], or a step in which no time decreases or one increases.
     """
     steps = times.shape[0] - 1
     if steps < facts.min_steps:
@@ -130,7 +130,8 @@ def check_grid(facts: SolverFacts, times: Tensor) -> None:
         raise ConfigError(
             f"times outside [0, 1]: {times.flatten().tolist()[:8]}; a grid runs from 1 (noise) to 0 (data)"
         )
-    if (times[1:] > times[:-1]).any():
+    columns = times.reshape(steps + 1, -1)
+    if (columns[1:] > columns[:-1]).any() or not (columns[1:] < columns[:-1]).any(dim=1).all():
         raise ConfigError(
             f"times that do not decrease: {times.flatten().tolist()[:8]}; expected 1 to 0, like 1, 0.5, 0"
         )

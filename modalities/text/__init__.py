@@ -198,9 +198,7 @@ class Text(Modality):
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{place} cannot be read: {error}") from error
         if len(lines) > 1 and place == path:
-            raise ConfigError(
-                f"{path} holds {len(lines)} texts; give a file of one: `sed -n 1p {path} > first{JSONL}`"
-            )
+            raise ConfigError(f"{path} holds {len(lines)} texts; give a file of one: `sed -n 1p {path} > first{JSONL}`")
         content = json.loads(lines[0]) if lines else {}
         if not isinstance(content, dict) or "suite" not in content:
             raise ConfigError(f"{place} was not made by this suite: it has no key 'suite'")

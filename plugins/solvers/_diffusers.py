@@ -193,7 +193,8 @@ def _with_table(cls: type, options: dict[str, Any], noise: NoiseSchedule, times:
             break
     clean = bool(bars[0] == 1)
     if not clean:
-        if getattr(scheduler, "sigmas", None) is not None:
+        # KDPM2 has a second table, of the stops inside its steps, which ends at clean data.
+        if getattr(scheduler, "sigmas", None) is not None and not hasattr(scheduler, "sigmas_interpol"):
             scheduler.sigmas[-1] = (1 / bars[0] - 1).sqrt()
         elif not hasattr(scheduler, "final_alpha_cumprod"):
             raise ConfigError(f"diffusers: {cls.__name__} ends at clean data; this grid ends at t = {float(times[-1])}")

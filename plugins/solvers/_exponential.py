@@ -18,7 +18,6 @@ from suite.solver import of_times
 if TYPE_CHECKING:  # plugins' modules import this one, and must load without torch
     from torch import Tensor
 
-    from suite.coefficients import Coefficient
     from suite.noise import NoiseSchedule
 
 #: Below this |z| the recursion for phi loses digits to cancellation; its series has none.
@@ -72,11 +71,11 @@ def regular(noise: NoiseSchedule, t: Tensor) -> tuple[Tensor]:
 
 def is_regular(noise: NoiseSchedule, *times: Tensor) -> bool:
     """Whether log-SNR is finite at all of the times, for all samples."""
-
-    def true(value: Coefficient) -> bool:
-        return bool(value if isinstance(value, int | float) else value.all())
-
-    return all(true(regular(noise, t)[0]) for t in times)
+    for t in times:
+        (value,) = regular(noise, t)
+        if not (value if isinstance(value, (int, float)) else bool(value.all())):
+            return False
+    return True
 
 
 @of_times

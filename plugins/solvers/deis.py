@@ -1,15 +1,23 @@
-"""DEIS: Adams-Bashforth on epsilon, its polynomial in t, in sigma / alpha, or in its logarithm."""
+"""DEIS: Adams-Bashforth on epsilon, its polynomial in t, in rho = sigma / alpha or in log rho; Runge-Kutta in rho."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from suite.errors import ConfigError
 from suite.hookspecs import hookimpl
 from suite.plugin import Plugin
-from suite.plugins.solvers._exponential import epsilon_weights, interpolated, is_regular, noise_weights
+from suite.plugins.solvers._exponential import (
+    epsilon_weights,
+    interpolated,
+    irregular_ends,
+    is_regular,
+    noise_step_weights,
+    noise_weights,
+)
 from suite.solver import Denoise, Solver, SolverFacts, combine, of_times, transfer
 
 if TYPE_CHECKING:
@@ -20,7 +28,7 @@ if TYPE_CHECKING:
     from suite.rng import SampleRng
     from suite.run import Run
 
-Variable = Literal["t", "rho", "log-rho"]
+Variable = Literal["t", "rho", "log-rho", "rho-rk"]
 ORDERS = (1, 2, 3, 4)
 #: Gauss-Legendre points for the polynomial in t: its integrand is smooth, and 32 are exact to rounding.
 QUADRATURE = 32
@@ -63,6 +71,26 @@ def in_rho(noise: NoiseSchedule, t: Tensor, s: Tensor, *past: Tensor) -> tuple[T
 WEIGHTS: dict[str, Callable[..., tuple[Coefficient, ...]]] = {"t": in_time, "rho": in_rho, "log-rho": noise_weights}
 
 
+@cache
+def of_noise_parts(variable: str) -> Callable[..., tuple[Coefficient, ...]]:
+    """The same weights for sigma eps = x - alpha x0 in the place of eps, which is an operation less to compute."""
+
+    @of_times
+    def weights(noise: NoiseSchedule, t: Tensor, s: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
+        import torch
+
+        of_x, *of_epsilon = (torch.as_tensor(w, dtype=torch.float64) for w in WEIGHTS[variable](noise, t, s, *past))
+        return of_x, *(w / noise.sigma(u) for w, u in zip(of_epsilon, (t, *past), strict=True))
+
+    return weights
+
+
+@of_times
+def minus_alpha(noise: NoiseSchedule, t: Tensor) -> tuple[Tensor]:
+    """Weight of x0 in sigma eps."""
+    return (-noise.alpha(t),)
+
+
 @dataclass(frozen=True)
 class DEISSolver(Solver):
     """epsilon is the polynomial through its last `order` values; the first steps have fewer.
@@ -87,12 +115,76 @@ class DEISSolver(Solver):
         noise, x0 = self.noise, denoise(x, t)
         if not is_regular(noise, t):
             return transfer(noise, x, x0, t, s), ()
-        epsilon = combine(epsilon_weights(noise, t), (x, x0))
-        known = ((t, epsilon), *state)[: self.order - 1]
+        part = combine((1.0, *minus_alpha(noise, t)), (x, x0))
+        known = ((t, part), *state)[: self.order - 1]
         if not is_regular(noise, s):
             return transfer(noise, x, x0, t, s), known
-        weights = WEIGHTS[self.variable](noise, t, s, *(time for time, _ in state))
-        return combine(weights, (x, epsilon, *(value for _, value in state))), known
+        weights = of_noise_parts(self.variable)(noise, t, s, *(time for time, _ in state))
+        return combine(weights, (x, part, *(value for _, value in state))), known
+
+
+#: Butcher tableaus by order: for each stage after the first where it lies and its weights; then those of the step.
+#: Heun's of order 2 (rho2Heun), Kutta's (rho3Kutta) and the classical one (rho4RK).
+TABLEAUS: dict[int, tuple[tuple[tuple[float, tuple[float, ...]], ...], tuple[float, ...]]] = {
+    1: ((), (1.0,)),
+    2: (((1.0, (1.0,)),), (1 / 2, 1 / 2)),
+    3: (((1 / 2, (1 / 2,)), (1.0, (-1.0, 2.0))), (1 / 6, 2 / 3, 1 / 6)),
+    4: (((1 / 2, (1 / 2,)), (1 / 2, (0.0, 1 / 2)), (1.0, (0.0, 0.0, 1.0))), (1 / 6, 1 / 3, 1 / 3, 1 / 6)),
+}
+
+
+@of_times
+def at_part(noise: NoiseSchedule, t: Tensor, s: Tensor, part: Tensor | float) -> tuple[Tensor]:
+    """The time whose rho lies at `part` of the way from that of t to that of s; s itself at 1."""
+    import torch
+
+    first, last = (noise.sigma(u) / noise.alpha(u) for u in (t, s))
+    rho = first + part * (last - first)
+    return (noise.time_at(-2 * torch.log(rho)) if part < 1 else s,)
+
+
+@dataclass(frozen=True)
+class RhoRKSolver(Solver):
+    """rhoRK: y = x / alpha obeys dy / d rho = eps, and a classical Runge-Kutta method of `order` steps it.
+
+    Next to alpha = 0 or sigma = 0, where a slope of the step is not known, the step is DDIM's with one evaluation.
+    """
+
+    noise: NoiseSchedule
+    order: int
+
+    @property
+    def facts(self) -> SolverFacts:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return SolverFacts(order=self.order, evaluations=self.order)
+
+    def step(self, denoise: Denoise, x: Tensor, t: Tensor, s: Tensor, state: Any, rng: SampleRng) -> tuple[Tensor, Any]:
+        del rng
+        noise, x0 = self.noise, denoise(x, t)
+        if self.order == 1 or not is_regular(noise, t, s):
+            return transfer(noise, x, x0, t, s), state
+        stages, last = TABLEAUS[self.order]
+        slopes = [combine(epsilon_weights(noise, t), (x, x0))]
+        for part, weights in stages:
+            (value,) = at_part(noise, t, s, part)
+            u = t.new_tensor(value) if isinstance(value, int | float) else value
+            # The weights of a stage add up to where it lies, so this is DDIM's transfer to there by their mean.
+            there = _straight(noise, x, t, u, [w / part for w in weights], slopes)
+            slopes.append(combine(epsilon_weights(noise, u), (there, denoise(there, u))))
+        return _straight(noise, x, t, s, last, slopes), state
+
+    def evaluations(self, steps: int) -> int:
+        """`order` a step, but 1 from alpha = 0 and 1 to sigma = 0."""
+        irregular = min(steps, irregular_ends(self.noise))
+        return self.order * (steps - irregular) + irregular
+
+
+def _straight(
+    noise: NoiseSchedule, x: Tensor, t: Tensor, to: Tensor, weights: Sequence[float], slopes: Sequence[Tensor]
+) -> Tensor:
+    """DDIM's transfer with a mean of slopes in epsilon's place."""
+    of_x, of_epsilon = noise_step_weights(noise, t, to)
+    used = [(w, e) for w, e in zip(weights, slopes, strict=True) if w]
+    return combine((of_x, *(of_epsilon * w for w, _ in used)), (x, *(e for _, e in used)))
 
 
 @dataclass(frozen=True)
@@ -101,14 +193,15 @@ class DEIS(Plugin):
 
     Args:
         order: evaluations that the polynomial goes through, 1 to 4; 1 is DDIM.
-        variable: what the polynomial is in: `t` (tAB), `rho` = sigma / alpha (rhoAB, or LMS), or `log-rho`.
+        variable: what the polynomial is in: `t` (tAB), `rho` = sigma / alpha (rhoAB, or LMS), or `log-rho`; or
+            `rho-rk`, no polynomial but `order` evaluations a step, by Runge-Kutta in rho (rhoRK).
     """
 
     order: int = 3
     variable: Variable = "t"
 
-    summary = "DEIS: Adams-Bashforth of order 1 to 4 on epsilon, in t (tAB), rho (rhoAB, LMS) or log rho"
-    paper = "DEIS (2204.13902), section 3.2"
+    summary = "DEIS of order 1 to 4: Adams-Bashforth on epsilon in t, rho (LMS) or log rho, or Runge-Kutta in rho"
+    paper = "DEIS (2204.13902), section 3.2; rhoRK: section 4"
     orders = "1-4"
     lossless = True
     bench_options = ({"order": 2}, {"order": 3})
@@ -119,9 +212,12 @@ class DEIS(Plugin):
 
     @property
     def effects(self) -> frozenset[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return frozenset({"multistep"}) if self.order > 1 else frozenset()
+        word = "repeated-evaluations" if self.variable == "rho-rk" else "multistep"
+        return frozenset({word}) if self.order > 1 else frozenset()
 
     @hookimpl
     def solver(self, noise: NoiseSchedule, run: Run) -> Solver:
         del run
+        if self.variable == "rho-rk":
+            return RhoRKSolver(noise, self.order)
         return DEISSolver(noise, self.order, self.variable)

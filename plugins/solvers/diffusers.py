@@ -31,7 +31,12 @@ DRAWS = {
     "DDPMScheduler", "DDPMParallelScheduler", "DPMSolverSDEScheduler", "EulerAncestralDiscreteScheduler",
     "FlowMatchLCMScheduler", "KDPM2AncestralDiscreteScheduler", "SASolverScheduler",
 }  # fmt: skip
-ORDERS = {**dict.fromkeys(TWICE, 2), "KDPM2AncestralDiscreteScheduler": 1, "PNDMScheduler": 2}
+#: What its class says where its option `solver_order` is not given, or has no such option; 1 for those not named.
+ORDERS = {
+    **dict.fromkeys(TWICE, 2), "KDPM2AncestralDiscreteScheduler": 1, "PNDMScheduler": 2,
+    "DEISMultistepScheduler": 2, "DPMSolverMultistepScheduler": 2, "DPMSolverSinglestepScheduler": 2,
+    "UniPCMultistepScheduler": 2, "SASolverScheduler": 2,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,13 @@ if TYPE_CHECKING:
 
 @of_times
 def weights(noise: NoiseSchedule, t: Tensor, s: Tensor) -> tuple[Tensor, ...]:
-    """Weights of x, x0 at t, the predicted x_s, and its x0: x_s = (alpha_s / alpha_t) x + run (eps_t + eps_s) / 2."""
+    """Weights of x, the predicted x_s, and its x0: x_s = (alpha_s / alpha_t) x + run (eps_t + eps_s) / 2.
+
+    The first slope is in the prediction, (alpha_s / alpha_t) x + run eps_t, so half of that brings it in.
+    """
     alpha_t, sigma_t, alpha_s, sigma_s = noise.alpha(t), noise.sigma(t), noise.alpha(s), noise.sigma(s)
-    run = alpha_s * (sigma_s / alpha_s - sigma_t / alpha_t)
-    first, second = run / (2 * sigma_t), run / (2 * sigma_s)
-    return alpha_s / alpha_t + first, -alpha_t * first, second, -alpha_s * second
+    second = alpha_s * (sigma_s / alpha_s - sigma_t / alpha_t) / (2 * sigma_s)
+    return alpha_s / (2 * alpha_t), 0.5 + second, -alpha_s * second
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class HeunSolver(Solver):
         predicted = transfer(self.noise, x, x0, t, s)
         if not is_regular(self.noise, t, s):
             return predicted, state
-        return combine(weights(self.noise, t, s), (x, x0, predicted, denoise(predicted, s))), state
+        return combine(weights(self.noise, t, s), (x, predicted, denoise(predicted, s))), state
 
     def evaluations(self, steps: int) -> int:
         """2 a step, but 1 for the step to sigma = 0 and 1 for a step from alpha = 0."""

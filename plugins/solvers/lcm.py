@@ -30,6 +30,16 @@ def boundary_weights(noise: NoiseSchedule, t: Tensor, scaling: Tensor | float) -
     return SIGMA_DATA**2 / spread, u / spread.sqrt()
 
 
+@of_times
+def weights(noise: NoiseSchedule, t: Tensor, s: Tensor, scaling: Tensor | float) -> tuple[Tensor, ...]:
+    """Weights of x, the network's x0 and fresh noise in x_s."""
+    import torch
+
+    skip, out = (torch.as_tensor(w, dtype=torch.float64) for w in boundary_weights(noise, t, scaling))
+    alpha, fresh = (torch.as_tensor(w, dtype=torch.float64) for w in renoise_weights(noise, s, 0.0))
+    return alpha * skip, alpha * out, fresh
+
+
 @dataclass(frozen=True)
 class LCMSolver(Solver):
     """x_s = alpha_s f + sigma_s z with f = c_skip x + c_out x0, which is x itself at t = 0."""
@@ -39,8 +49,7 @@ class LCMSolver(Solver):
     facts = SolverFacts(order=0, stochastic=True, exact=False)
 
     def step(self, denoise: Denoise, x: Tensor, t: Tensor, s: Tensor, state: Any, rng: SampleRng) -> tuple[Tensor, Any]:
-        jumped = combine(boundary_weights(self.noise, t, self.scaling), (x, denoise(x, t)))
-        return combine(renoise_weights(self.noise, s, 0.0), (jumped, rng.normal_like(x))), state
+        return combine(weights(self.noise, t, s, self.scaling), (x, denoise(x, t), rng.normal_like(x))), state
 
 
 @dataclass(frozen=True)

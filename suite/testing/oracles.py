@@ -335,7 +335,8 @@ def errors(
         def exact(t: Tensor, first: Tensor = first, begin: Tensor = times[0]) -> Tensor:
             return target.flow_map(noise, first, begin, t)
 
-        def along(_: Tensor, t: Tensor, exact: Callable[[Tensor], Tensor] = exact) -> Tensor:
+        def along(x: Tensor, t: Tensor, exact: Callable[[Tensor], Tensor] = exact) -> Tensor:
+            del x
             return denoise(exact(t), t)
 
         state, got = solver.begin(a_run(steps=count), times), first

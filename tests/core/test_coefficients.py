@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from suite.coefficients import combine, of_times
 from suite.noise import Cosine, Flow, VPLinear, VPTable
-from suite.solver import transfer_weights
+from suite.prediction import Prediction, x0_weights
+from suite.solver import transfer, transfer_weights
 
 TABLE = VPTable.named("linear", 50)
 
@@ -65,3 +67,40 @@ def test_combine_keeps_its_inputs():
     x = torch.ones(2, 2)
     combine((2.0, 3.0), (x, x))
     assert torch.equal(x, torch.ones(2, 2))
+
+
+class _Large(TorchDispatchMode):
+    """Counts operations on tensors of x's size."""
+
+    def __init__(self, x: torch.Tensor) -> None:
+        super().__init__()
+        self.size, self.count = x.numel(), 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.count += isinstance(out, torch.Tensor) and out.numel() == self.size
+        return out
+
+
+@pytest.mark.parametrize(
+    ("values", "operations"),
+    [((0.3, 0.7), 1), ((1.0, -0.4), 1), ((0.3, 0.6), 2), ((1.0, 0.2, -0.4), 2), ((0.2, 0.3, 0.5), 3), ((1.2, -0.2), 1)],
+)
+def test_combine_takes_no_more_operations_than_it_must(values, operations):
+    parts = [torch.randn(4, 1000, dtype=torch.float64) for _ in values]
+    with _Large(parts[0]) as counted:
+        out = combine(values, parts)
+    expected = sum(value * part for value, part in zip(values, parts, strict=True))
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-14)
+    assert counted.count == operations
+
+
+def test_euler_of_a_flow_is_two_operations():
+    # One for x0 out of the velocity, and one for the step.
+    noise, (t, s) = Flow(), torch.tensor([0.7, 0.6], dtype=torch.float64)
+    x, velocity = torch.randn(2, 4, 1000)
+    with _Large(x) as counted:
+        x0 = combine(x0_weights(Prediction.FLOW)(noise, t), (x, velocity))
+        got = transfer(noise, x, x0, t, s)
+    torch.testing.assert_close(got, x + (s - t).float() * velocity)
+    assert counted.count == 2

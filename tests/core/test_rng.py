@@ -1,5 +1,6 @@
 """Random numbers: one stream a sample, so a sample does not depend on its neighbours."""
 
+import pytest
 import torch
 
 from suite.rng import SampleRng, repeatable
@@ -60,3 +61,15 @@ def test_gradients_of_repeated_indices_are_the_same_every_time() -> None:
     finally:
         torch.set_num_threads(threads)
     assert not torch.are_deterministic_algorithms_enabled() and torch.utils.deterministic.fill_uninitialized_memory
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (7,), (16,), (33,), (3, 5, 7), (0,)])
+def test_rows_are_the_numbers_that_their_generators_draw(shape: tuple[int, ...]) -> None:
+    rng, one = SampleRng((3, 4)), SampleRng((3,))
+    for draw in range(2):
+        got = rng.normal(shape)
+        assert torch.equal(one.normal(shape), got[:1])
+        for row, seed in zip(got, (3, 4), strict=True):
+            generator = torch.Generator().manual_seed(seed)
+            alone = [torch.randn(shape, generator=generator) for _ in range(draw + 1)]
+            assert torch.equal(row, alone[-1])

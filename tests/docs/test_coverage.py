@@ -22,7 +22,7 @@ WORDS = {
     "modality",
     "framework",
 }
-STATE = re.compile(r"done|partly: \S.*|not yet|document only: \S.*")
+STATE = re.compile(r"done|partly: \S.*|not yet(?:: .+)?|document only: \S.*")
 
 
 def parse(text: str) -> list[tuple[str, list[str]]]:

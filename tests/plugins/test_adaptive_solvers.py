@@ -10,17 +10,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from suite.errors import ConfigError
+from suite.errors import ConfigError, RuleError
 from suite.noise import VE, Cosine, Flow, NoiseSchedule, TrigFlow, VPLinear
 from suite.plugins.solvers._brownian import BrownianPath
 from suite.plugins.solvers.dopri5 import Dopri5, Dopri5Solver
 from suite.plugins.solvers.genie import GENIESolver
 from suite.plugins.solvers.ggf import GGF, GGFSolver
 from suite.rng import SampleRng
-from suite.rules import BOOK
+from suite.rules import Member, enforce
 from suite.solver import SolverFacts
 from suite.testing import Gaussian, Mixture, drive
-from suite.testing.oracles import log_snr_times, observed_order, reference
+from suite.testing.oracles import log_snr_times, reference
 
 sys.path.insert(0, str(Path(__file__).parent))
 from _theirs import START, as_time
@@ -68,8 +68,17 @@ def test_adaptive_solvers_take_one_time_for_all() -> None:
     for solver in (Dopri5Solver(Flow(), 1e-3, 100), GGFSolver(Flow(), 0.05, 0.01, 100)):
         with pytest.raises(ConfigError, match="a schedule without per-group times"):
             drive(solver, times, Gaussian().denoiser(Flow()), START)
-    rules = {r.id: r for r in BOOK if any("adaptive-grid" in p for p in r.parts)}
-    assert any(frozenset({"optimised-grid"}) in r.parts for r in rules.values())
+
+
+@pytest.mark.parametrize("plugin", [Dopri5(), GGF()], ids=["dopri5", "ggf"])
+@pytest.mark.parametrize(
+    ("hook", "words"), [("schedule", "optimised-grid"), ("cache", "needs-fixed-grid"), ("cache", "step-reuse")]
+)
+def test_what_needs_a_grid_is_refused_beside_a_solver_that_has_none(plugin: Any, hook: str, words: str) -> None:
+    # From words alone: before a model is loaded, let alone evaluated.
+    chain = [Member("solver", "solver", plugin.effects), Member("other", hook, frozenset({words}))]
+    with pytest.raises(RuleError, match="solver with other: the solver picks its own times"):
+        enforce(chain)
 
 
 # ---- one Brownian path -------------------------------------------------------------------------
@@ -137,9 +146,9 @@ def test_the_law_of_adaptive_steps(noise: NoiseSchedule) -> None:
     x = float(noise.sigma(1.0)) * rng.normal((size,)).double()
     got = drive(GGFSolver(noise, 0.02, 0.002, 3000), as_time(1.0, 0.0), target.denoiser(noise), x, rng=rng)
     count = samples * size
-    # Of order 1 in law, the steps at this tolerance leave 2 %; the rest is sampling.
-    assert float(got.mean()) == pytest.approx(0.7, abs=4 * math.sqrt(0.25 / count) + 0.01)
-    assert float(got.var()) == pytest.approx(0.25, rel=4 * math.sqrt(2 / count) + 0.02)
+    # Four standard errors, in which what the steps leave at this tolerance (up to 2 %) is included.
+    assert float(got.mean()) == pytest.approx(0.7, abs=4 * math.sqrt(0.25 / count))
+    assert float(got.var()) == pytest.approx(0.25, rel=4 * math.sqrt(2 / count))
 
 
 def test_tighter_is_better_and_dearer() -> None:
@@ -183,10 +192,8 @@ def test_every_sample_has_its_own_steps() -> None:
 # ---- GENIE -------------------------------------------------------------------------------------
 
 
-def test_genie_is_of_second_order_by_one_derivative() -> None:
-    noise = Flow()
-    assert observed_order(GENIESolver, noise, (80, 160, 320)) == pytest.approx(2, abs=0.1)
-    assert GENIESolver(noise).facts == SolverFacts(order=2, evaluations=2)
+def test_genie_costs_one_derivative() -> None:
+    assert GENIESolver(Flow()).facts == SolverFacts(order=2, evaluations=2)
 
 
 def test_genies_derivative_is_that_of_differences() -> None:

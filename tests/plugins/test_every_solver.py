@@ -147,6 +147,7 @@ def never(x: Tensor, t: Tensor) -> Tensor:
     ("times", "message"),
     [
         ([0.2, 0.4, 0.6, 0.8, 0.9, 1.0], "do not decrease"),
+        ([1.0, 0.8, 0.8, 0.4, 0.2, 0.0], "do not decrease"),
         ([1.2, 0.8, 0.6, 0.4, 0.2, 0.0], r"outside \[0, 1\]"),
         ([1.0, 0.8, 0.5, float("nan"), 0.2, 0.0], r"outside \[0, 1\]"),
         ([1.0, 0.8, 0.6, 0.4, 0.2, -0.1], r"outside \[0, 1\]"),

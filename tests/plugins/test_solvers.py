@@ -1,9 +1,8 @@
-"""First-party solvers: order, variance, and equality with diffusers, on targets that are known exactly."""
+"""First-party solvers: variance, and equality with diffusers, on targets that are known exactly."""
 
 import itertools
 import math
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,8 @@ from suite.prediction import Prediction
 from suite.recipe import from_options
 from suite.rng import SampleRng
 from suite.solver import Solver
-from suite.testing import Gaussian, Mixture, PointMass, drive, observed_order
-from suite.testing.oracles import a_run, affine_step, log_snr_times, moments, reference, slope
+from suite.testing import Gaussian, Mixture, PointMass, drive
+from suite.testing.oracles import a_run, affine_step, moments, slope
 
 sys.path.insert(0, str(Path(__file__).parent))
 from _theirs import COMMON, KINDS, OLD_NUMPY, START, STEPS, TRAINED, as_time, on_their_grid, predicts
@@ -34,34 +33,6 @@ X = START
 
 def ddim(noise: NoiseSchedule) -> Solver:
     return DDIMSolver(noise, 0.0)
-
-
-# ---- order -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("noise", NOISES, ids=lambda n: n.family)
-@pytest.mark.parametrize(("factory", "order"), [(ddim, 1), (DPMpp2MSolver, 2), (HeunSolver, 2)])
-def test_order(factory: Callable[[NoiseSchedule], Solver], order: int, noise: NoiseSchedule) -> None:
-    assert observed_order(factory, noise) == pytest.approx(order, abs=0.1)
-    assert factory(noise).facts.order == order
-
-
-@pytest.mark.parametrize(("factory", "order"), [(ddim, 1), (DPMpp2MSolver, 2), (HeunSolver, 2)])
-def test_order_where_the_denoiser_is_not_affine(factory: Callable[[NoiseSchedule], Solver], order: int) -> None:
-    noise, target = Flow(), Mixture.two()
-    t, s = log_snr_times(noise, 1)
-    exact = reference(target, noise, X, t, s)
-    steps, errors = (40, 80, 160, 320), []
-    for count in steps:
-        got = drive(factory(noise), log_snr_times(noise, count), target.denoiser(noise), X)
-        errors.append(float((got - exact).abs().max()))
-    assert slope(steps, errors) == pytest.approx(order, abs=0.1)
-
-
-@pytest.mark.parametrize("eta", [0.5, 1.0])
-def test_stochastic_order(eta: float) -> None:
-    # Of mean and variance, without sampling: noise makes the step less accurate, not of lower order.
-    assert observed_order(lambda n: DDIMSolver(n, eta), VPLinear()) == pytest.approx(1, abs=0.1)
 
 
 # ---- one step ----------------------------------------------------------------------------------
