@@ -142,8 +142,10 @@ class History:
             for values in kept:
                 values.pop()
         count = size(output) if shape is None else output.nbytes
-        for values, new in zip(kept, (call.step, call.t, output, count), strict=True):
-            values.insert(0, new)
+        self.steps.insert(0, call.step)
+        self.times.insert(0, call.t)
+        self.outputs.insert(0, output)
+        self.sizes.insert(0, count)
         self.bytes += count
 
     def at(self, t: float) -> Any:
