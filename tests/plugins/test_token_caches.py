@@ -129,7 +129,7 @@ def test_exact_at_block_ends_and_at_refreshes(cls: type[PrefixKV], refresh: int)
     places = PROMPT + LENGTH
     assert [k for k, (_, n) in enumerate(seen) if n == places] == whole
     assert [torch.equal(a, b) for a, b in zip(got, plain, strict=True)] == [k in whole for k in range(LENGTH)]
-    assert (report.facts["whole"], report.facts["parts"]) == (len(whole), LENGTH - len(whole))
+    assert (report.facts["misses"], report.facts["parts"]) == (len(whole), LENGTH - len(whole))
     # The first block of the prefix has all of the text behind it; only the prompt is kept.
     part = [BLOCK if cls is DualKV or k >= BLOCK else LENGTH for k in range(LENGTH)]
     assert [n for _, n in seen] == [places if k in whole else part[k] for k in range(LENGTH)]
@@ -197,7 +197,7 @@ def test_places_outside_of_the_block_may_be_taken_back() -> None:
         with applied(tiny, DualKV(BLOCK)) as (denoiser, wrap):
             *_, got = ask(denoiser, tiny, [filling()[4], x, other])
             facts = wrap.report().facts
-        assert torch.equal(got, plain) and (facts["whole"], facts["parts"]) == (2, 1)
+        assert torch.equal(got, plain) and (facts["misses"], facts["parts"]) == (2, 1)
 
 
 # ---- rows and branches -------------------------------------------------------------------------
@@ -214,7 +214,7 @@ def test_rows_decide_for_themselves(cls: type[PrefixKV], guidance: float) -> Non
     assert torch.equal(both, torch.cat([x for x, _, _ in alone]))
     spent = [c.nfe for _, _, c in alone]
     assert len(set(spent)) > 1, "the rows should not be alike"
-    for fact in ("whole", "parts"):
+    for fact in ("misses", "parts"):
         assert report.facts[fact] == sum(r.facts[fact] for _, r, _ in alone)
     # Evaluations a sample: what finished rows are asked for costs nothing.
     assert counter.nfe == pytest.approx(sum(spent) / len(seeds))
@@ -246,7 +246,7 @@ def test_a_branch_that_was_away(cls: type[PrefixKV]) -> None:
         for k, x in enumerate(states):
             if not 2 <= k < 6:
                 denoiser.denoise(x, time, cond, Call(k, 8, 0.5, 0.4))
-        assert (wrap.report().facts["whole"], wrap.report().facts["parts"]) == (2, 2)
+        assert (wrap.report().facts["misses"], wrap.report().facts["parts"]) == (2, 2)
 
 
 @BOTH
@@ -255,7 +255,7 @@ def test_a_batch_of_another_size(cls: type[PrefixKV]) -> None:
     with applied(tiny, cls(BLOCK)) as (denoiser, wrap):
         ask(denoiser, tiny, filling((0,))[:2], (0,))
         (got,) = ask(denoiser, tiny, filling((0, 1))[2:3], (0, 1))
-        assert wrap.report().facts["whole"] == 3
+        assert wrap.report().facts["misses"] == 3
     with applied(tiny, None) as (denoiser, _):
         (plain,) = ask(denoiser, tiny, filling((0, 1))[2:3], (0, 1))
     assert torch.equal(got, plain)
