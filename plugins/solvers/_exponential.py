@@ -132,3 +132,9 @@ def irregular_ends(noise: NoiseSchedule) -> int:
     import torch
 
     return sum(not is_regular(noise, torch.tensor(t, dtype=torch.float64)) for t in (1.0, 0.0))
+
+
+def stopping_evaluations(noise: NoiseSchedule, order: int, steps: int) -> int:
+    """Of a method that evaluates `order` times a step, and once in a step from alpha = 0 or to sigma = 0."""
+    irregular = min(steps, irregular_ends(noise))
+    return order * (steps - irregular) + irregular

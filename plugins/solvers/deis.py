@@ -13,10 +13,10 @@ from suite.plugin import Plugin
 from suite.plugins.solvers._exponential import (
     epsilon_weights,
     interpolated,
-    irregular_ends,
     is_regular,
     noise_step_weights,
     noise_weights,
+    stopping_evaluations,
 )
 from suite.solver import Denoise, Solver, SolverFacts, combine, of_times, transfer
 
@@ -174,8 +174,7 @@ class RhoRKSolver(Solver):
 
     def evaluations(self, steps: int) -> int:
         """`order` a step, but 1 from alpha = 0 and 1 to sigma = 0."""
-        irregular = min(steps, irregular_ends(self.noise))
-        return self.order * (steps - irregular) + irregular
+        return stopping_evaluations(self.noise, self.order, steps)
 
 
 def _straight(

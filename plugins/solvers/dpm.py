@@ -11,10 +11,10 @@ from suite.plugin import Plugin
 from suite.plugins.solvers._exponential import (
     between,
     epsilon_weights,
-    irregular_ends,
     is_regular,
     noise_step_weights,
     phi,
+    stopping_evaluations,
 )
 from suite.solver import Denoise, Solver, SolverFacts, combine, of_times, transfer
 
@@ -78,8 +78,7 @@ class DPMSolver(Solver):
 
     def evaluations(self, steps: int) -> int:
         """`order` a step, but 1 from alpha = 0 and 1 to sigma = 0."""
-        irregular = min(steps, irregular_ends(self.noise))
-        return self.order * (steps - irregular) + irregular
+        return stopping_evaluations(self.noise, self.order, steps)
 
 
 @dataclass(frozen=True)

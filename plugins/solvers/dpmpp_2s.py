@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from suite.hookspecs import hookimpl
 from suite.plugin import Plugin
-from suite.plugins.solvers._exponential import between, irregular_ends, is_regular
+from suite.plugins.solvers._exponential import between, is_regular, stopping_evaluations
 from suite.solver import Denoise, Solver, SolverFacts, transfer
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class DPMpp2SSolver(Solver):
 
     def evaluations(self, steps: int) -> int:
         """2 a step, but 1 from alpha = 0 and 1 to sigma = 0."""
-        return 2 * steps - min(steps, irregular_ends(self.noise))
+        return stopping_evaluations(self.noise, 2, steps)
 
 
 @dataclass(frozen=True)

@@ -87,9 +87,9 @@ class GENIESolver(Solver):
 
     def evaluations(self, steps: int) -> int:
         """2 a step, but 1 from alpha = 0 and 1 to sigma = 0."""
-        from suite.plugins.solvers._exponential import irregular_ends
+        from suite.plugins.solvers._exponential import stopping_evaluations
 
-        return 2 * steps - min(steps, irregular_ends(self.noise))
+        return stopping_evaluations(self.noise, 2, steps)
 
 
 @dataclass(frozen=True)
