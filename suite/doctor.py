@@ -69,17 +69,10 @@ def _torch() -> Iterator[Check]:
         yield Check("torch", BROKEN, f"{type(error).__name__}: {error}", "pip install torch")
         return
     yield Check("torch", OK, f"{torch.__version__}, {torch.get_num_threads()} threads")
-    probes = {
-        "AVX2": "_is_avx2_supported",
-        "AVX512": "_is_avx512_supported",
-        "VNNI": "_is_vnni_supported",
-        "bf16": "_is_avx512_bf16_supported",
-        "AMX": "_is_amx_tile_supported",
-    }
-    found = [name for name, probe in probes.items() if getattr(torch.cpu, probe, lambda: False)()]
-    yield Check(
-        "cpu", OK, f"{platform.machine()}, {os.cpu_count()} cores; {', '.join(found) or 'no wide instructions'}"
-    )
+    from suite.precision import cpu_has
+
+    wide = ", ".join(cpu_has()) or "no wide instructions"
+    yield Check("cpu", OK, f"{platform.machine()}, {os.cpu_count()} cores; {wide}")
     if not torch.cuda.is_available():
         yield Check("gpu", OK, "none; everything that ships runs on the CPU")
         return

@@ -35,6 +35,7 @@ from suite.network import Network
 from suite.noise import NoiseSchedule
 from suite.output import targets, write
 from suite.plan import Plan, make_plan
+from suite.precision import resolve_dtype
 from suite.prompts import expand
 from suite.recipe import Recipe
 from suite.report import PluginReport, RunReport, peak_memory, versions
@@ -639,21 +640,6 @@ def stamp(plan: Plan, dtype: str) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
-def resolve_dtype(dtype: str, device: str) -> str:
-    """`auto` is bf16 where the hardware multiplies it natively, else fp32."""
-    if dtype != "auto":
-        return dtype
-    return "bf16" if native_bf16(device) else "fp32"
-
-
-def native_bf16(device: str) -> bool:
-    """Whether bf16 products are faster than fp32 ones on this device."""
-    if device.startswith("cuda"):
-        return torch.cuda.is_bf16_supported()
-    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, p, lambda: False)() for p in probes)
-
-
 @contextmanager
 def attributed(active: Active | None, hook: str, chain: Sequence[Active]) -> Iterator[None]:
     """Turn an error that a plugin caused into a PluginError that names it."""
@@ -719,4 +705,4 @@ class _Clock:
         self._last = now
 
 
-__all__ = ["Engine", "Result", "expand", "native_bf16", "resolve_dtype"]
+__all__ = ["Engine", "Result", "expand"]

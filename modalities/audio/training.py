@@ -25,6 +25,7 @@ from suite.modalities.audio.sheet import save_spectrograms
 from suite.modalities.shared.caption_table import CaptionTable, named_captions
 from suite.modalities.shared.export import export_folder, write_pipeline
 from suite.modalities.shared.flow import flow_loss, sample
+from suite.modalities.shared.stages import in_stages
 from suite.modalities.shared.text_encoder import TokenStates
 from suite.modalities.shared.training import TrainState, averaged_weights
 from suite.modalities.shared.training import train as run_training
@@ -57,6 +58,7 @@ class Batches:
         return x0, self.captions.conditions(caption)
 
 
+@in_stages
 def train(
     config_path: Path | str,
     data: Path | str,
@@ -126,7 +128,15 @@ def export_state(state: TrainState, config: AudioTraining, out: Path, log: Path 
         if config.vocoder:
             shutil.copytree(config.vocoder, folder / "vocoder")
 
-    return export_folder(build(config), averaged_weights(state), "transformer", description(config), out, extra, log)
+    return export_folder(
+        build(config),
+        averaged_weights(state, config.train.average),
+        "transformer",
+        description(config),
+        out,
+        extra,
+        log,
+    )
 
 
 def description(config: AudioTraining) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from suite.errors import ConfigError
 from suite.modalities.audio.data import load_waves
 from suite.modalities.audio.mel import FRAMES, HOP, log_mel, spectrum
 from suite.modalities.audio.vocoder import Vocoder
-from suite.modalities.shared.training import TrainOptions, averaged
+from suite.modalities.shared.training import TrainOptions, averaged_weights
 from suite.modalities.shared.training import train as run_training
 from suite.modalities.shared.training_file import read_training
 
@@ -61,8 +61,7 @@ def train(
     state = run_training(network, make_loss(sound, config), config.train, out, resume, minutes, None, where)
     if state.interrupted:
         return out
-    with averaged(state) as trained:
-        weights = {name: value.detach().cpu().clone() for name, value in trained.state_dict().items()}
+    weights = averaged_weights(state, config.train.average)
     finished = Vocoder(**config.model)
     finished.load_state_dict(weights)
     finished.half().save_pretrained(out / "vocoder")

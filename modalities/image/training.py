@@ -25,6 +25,7 @@ from suite.modalities.image.sheet import sheet
 from suite.modalities.shared.caption_table import CaptionTable, named_captions
 from suite.modalities.shared.export import export_folder, write_pipeline
 from suite.modalities.shared.flow import flow_loss, sample
+from suite.modalities.shared.stages import in_stages
 from suite.modalities.shared.text_encoder import TokenStates
 from suite.modalities.shared.training import TrainState, averaged_weights
 from suite.modalities.shared.training import train as run_training
@@ -65,6 +66,7 @@ class Batches:
         return self.pictures[index].float() / 127.5 - 1, self.captions.conditions(caption)
 
 
+@in_stages
 def train(
     config_path: Path | str,
     data: Path | str,
@@ -147,7 +149,7 @@ def export_state(
     facts: Mapping[str, Any] = MappingProxyType({}),
 ) -> Path:
     """Write the model folder of the averaged weights of a training state."""
-    return export(averaged_weights(state), config, out, log, facts)
+    return export(averaged_weights(state, config.train.average), config, out, log, facts)
 
 
 def export(

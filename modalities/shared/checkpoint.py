@@ -37,7 +37,12 @@ class TrainState:
 def latest(out: Path) -> Path | None:
     """The checkpoint of the most steps in a run's folder, or None."""
     found = [p for p in Path(out).glob(f"{_PREFIX}*") if p.is_dir() and p.name.removeprefix(_PREFIX).isdigit()]
-    return max(found, key=lambda p: int(p.name.removeprefix(_PREFIX)), default=None)
+    return max(found, key=step_of, default=None)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step that a checkpoint was taken at."""
+    return int(checkpoint.name.removeprefix(_PREFIX))
 
 
 def store(out: Path, state: TrainState, options: Mapping[str, Any]) -> Path:

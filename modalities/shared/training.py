@@ -28,7 +28,9 @@ from torch import Tensor, nn
 from suite.errors import ConfigError
 from suite.modalities.shared.attention import attention_for
 from suite.modalities.shared.checkpoint import TrainState, latest, restore, store
+from suite.modalities.shared.muon import Muon
 from suite.patches_as_products import patches_as_products
+from suite.precision import resolve_dtype
 
 Loss = Callable[[nn.Module, torch.Generator], Tensor]
 Samples = Callable[[nn.Module, int], None]
@@ -41,11 +43,15 @@ class TrainOptions:
     """How to train.
 
     `muon` gives the matrices inside the repeated blocks to Muon at `muon_lr`, and the rest to AdamW at `lr`.
-    Both rates follow one cosine, after `warmup` steps, down to `lr_floor` of themselves: over `steps`, or over the
-    run's minutes with `anneal: minutes`. `ema` is the decay of the averaged weights, which are what is kept.
+    Both rates follow one cosine, after `warmup` steps, down to `lr_floor` of themselves: from step `since` to `steps`,
+    or over the run's minutes with `anneal: minutes`. A run ends at `steps`, or earlier at `until`.
+    `ema` is the decay of the averaged weights; `average` is their share in what is kept, the rest is of the last ones.
+    `precision: auto` is bf16 where the device multiplies it natively, else fp32.
     """
 
     steps: int = 8000
+    since: int = 0
+    until: int = 0
     optimizer: Literal["adamw", "muon"] = "adamw"
     lr: float = 2e-3
     muon_lr: float = 0.02
@@ -57,7 +63,8 @@ class TrainOptions:
     anneal: Literal["steps", "minutes"] = "steps"
     clip: float = 1.0
     ema: float = 0.999
-    precision: Literal["bf16", "fp32"] = "bf16"
+    average: float = 1.0
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
     compile: bool = True
     seed: int = 0
     save_every: int = 500
@@ -69,13 +76,24 @@ class TrainOptions:
         for name, choices in (
             ("optimizer", ("adamw", "muon")),
             ("anneal", ("steps", "minutes")),
-            ("precision", ("bf16", "fp32")),
+            ("precision", ("auto", "bf16", "fp32")),
         ):
             if getattr(self, name) not in choices:
                 raise ConfigError(f"train.{name} is {getattr(self, name)!r}, expected one of {', '.join(choices)}")
         for name in ("steps", "log_every", "save_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"train.{name} is {getattr(self, name)}, expected 1 or more")
+        if not 0 <= self.since < self.steps or not 0 <= self.until <= self.steps:
+            raise ConfigError(
+                f"train.since is {self.since}, train.until {self.until}: expected steps up to train.steps, {self.steps}"
+            )
+        if not 0 <= self.average <= 1:
+            raise ConfigError(f"train.average is {self.average}, expected a share in [0, 1]")
+
+    @property
+    def end(self) -> int:
+        """The step at which a run ends."""
+        return self.until or self.steps
 
 
 def train(
@@ -88,7 +106,7 @@ def train(
     samples: Samples | None = None,
     device: Literal["auto", "cpu"] = "auto",
 ) -> TrainState:
-    """Train until `options.steps`, `minutes` of this call, or Ctrl-C; the last state is saved in every case.
+    """Train until step `options.end`, `minutes` of this call, or Ctrl-C; the last state is saved in every case.
 
     Writes `out/checkpoint-<step>/` every `save_every` steps (the older one is removed) and `out/loss.csv`.
     `samples(network, step)` is called with the averaged weights every `sample_every` steps and at the end.
@@ -115,9 +133,9 @@ def train(
     with (
         attention_for(accelerator.device),
         _interruptible() as stop,
-        _progress(options.steps, state.step) as progress,
+        _progress(options.end, state.step) as progress,
     ):
-        while state.step < options.steps and not stop.is_set():
+        while state.step < options.end and not stop.is_set():
             if minutes and time.monotonic() - start >= 60 * minutes:
                 break
             done = (time.monotonic() - start) / (60 * minutes) if minutes and options.anneal == "minutes" else None
@@ -125,7 +143,7 @@ def train(
             running += _step(model, loss, state, options, accelerator, rate)
             since += 1
             state.seconds = already + time.monotonic() - start
-            if state.step % options.log_every == 0 or state.step == options.steps:
+            if state.step % options.log_every == 0 or state.step == options.end:
                 value = running.item() / since
                 running, since = torch.zeros_like(running), 0
                 if not math.isfinite(value):
@@ -161,7 +179,7 @@ def begin(network: nn.Module, options: TrainOptions) -> TrainState:
         torch.optim.AdamW(others, lr=options.lr, betas=options.betas, weight_decay=decay, fused=True)
     ]
     if matrices:
-        optimizers.append(torch.optim.Muon(matrices, lr=options.muon_lr, weight_decay=decay, momentum=options.momentum))
+        optimizers.append(Muon(matrices, lr=options.muon_lr, weight_decay=decay, momentum=options.momentum))
     elif options.optimizer == "muon":
         raise ConfigError("train.optimizer is 'muon', but the network has no matrices in blocks: choose adamw")
     ema = {name: value.detach().clone() for name, value in network.state_dict().items()}
@@ -169,18 +187,25 @@ def begin(network: nn.Module, options: TrainOptions) -> TrainState:
 
 
 def learning_rate(step: int, options: TrainOptions, done: float | None = None) -> float:
-    """Factor on the rates: linear warm-up times a cosine from 1 to `lr_floor`; `done` in [0, 1] replaces step/steps."""
-    progress = min(1.0, step / options.steps if done is None else done)
+    """Factor on the rates: linear warm-up times a cosine from 1 to `lr_floor`; `done` in [0, 1] replaces the steps."""
+    steps = (step - options.since) / (options.steps - options.since)
+    progress = min(1.0, max(0.0, steps) if done is None else done)
     cosine = 0.5 * (1 + math.cos(math.pi * progress))
     return min(1.0, (step + 1) / max(1, options.warmup)) * (cosine * (1 - options.lr_floor) + options.lr_floor)
 
 
 @contextmanager
-def averaged(state: TrainState) -> Iterator[nn.Module]:
-    """The network with the averaged weights, in eval mode; its own weights and mode come back bit for bit."""
+def averaged(state: TrainState, share: float = 1.0) -> Iterator[nn.Module]:
+    """The network in eval mode with `share` of the averaged weights and the rest of the last ones.
+
+    Its own weights and mode come back bit for bit.
+    """
     own = {name: value.detach().clone() for name, value in state.network.state_dict().items()}
     training = state.network.training
-    state.network.load_state_dict(state.ema)
+    mixed = dict(state.ema)
+    if share < 1:
+        mixed |= {n: torch.lerp(own[n], v, share) for n, v in mixed.items() if v.is_floating_point()}
+    state.network.load_state_dict(mixed)
     try:
         yield state.network.eval()
     finally:
@@ -188,9 +213,9 @@ def averaged(state: TrainState) -> Iterator[nn.Module]:
         state.network.train(training)
 
 
-def averaged_weights(state: TrainState) -> dict[str, Tensor]:
-    """The averaged weights, copied to the CPU, with the names that the network itself has for them."""
-    with averaged(state) as network:
+def averaged_weights(state: TrainState, share: float = 1.0) -> dict[str, Tensor]:
+    """The weights of `averaged`, copied to the CPU, with the names that the network itself has for them."""
+    with averaged(state, share) as network:
         return {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
 
 
@@ -207,14 +232,15 @@ def _step(
     device = accelerator.device
     generator = generator_for(options.seed, state.step, device, accelerator.process_index)
     torch.manual_seed(generator.initial_seed())  # dropout inside the network draws from the global stream
-    with torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bf16"):
+    half = resolve_dtype(options.precision, device.type) == "bf16"
+    with torch.autocast(device.type, torch.bfloat16, enabled=half):
         value = loss(model, generator)
     for optimizer in state.optimizers:
         optimizer.zero_grad(set_to_none=True)
     accelerator.backward(value)
     nn.utils.clip_grad_norm_(state.network.parameters(), options.clip)
     for optimizer in state.optimizers:
-        base = options.muon_lr if isinstance(optimizer, torch.optim.Muon) else options.lr
+        base = options.muon_lr if isinstance(optimizer, Muon) else options.lr
         for group in optimizer.param_groups:
             group["lr"] = base * rate
         optimizer.step()

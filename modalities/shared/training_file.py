@@ -22,14 +22,8 @@ def read_training(kind: type[T], path: Path | str, overrides: Sequence[str] = ()
     Raises ConfigError that names the file and the key for anything unknown, missing or of the wrong kind.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"There is no training file {path}: see configs/training/ for those that come with the suite")
-    try:
-        tree = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path} holds {type(tree).__name__}, expected keys and values")
+    tree = tree_of(path)
+    tree.pop("stages", None)  # `stages.in_stages` turns them into overrides
     for text in overrides:
         _override(tree, text)
     options = tree.pop("train", {})
@@ -39,6 +33,19 @@ def read_training(kind: type[T], path: Path | str, overrides: Sequence[str] = ()
         return kind(**{**tree, "train": TrainOptions(**options)})
     except TypeError as error:
         raise ConfigError(f"{path}: {error}") from error
+
+
+def tree_of(path: Path) -> dict[str, Any]:
+    """The keys and values of a YAML file. Raises ConfigError when it is missing or holds anything else."""
+    if not path.is_file():
+        raise ConfigError(f"There is no training file {path}: see configs/training/ for those that come with the suite")
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} holds {type(tree).__name__}, expected keys and values")
+    return tree
 
 
 def _override(tree: dict[str, Any], text: str) -> None:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from suite import noise as noises
 from suite.modalities.shared.export import export_folder
+from suite.modalities.shared.stages import in_stages
 from suite.modalities.shared.text_encoder import quiet
 from suite.modalities.shared.training import TrainState, averaged
 from suite.modalities.shared.training import train as run_training
@@ -95,6 +96,7 @@ class Writer(nn.Module):
         return text_logits(self.network, prompt, mask, text)
 
 
+@in_stages
 def train(
     config_path: Path | str,
     data: Path | str,
@@ -223,7 +225,7 @@ def export(state: TrainState, config: TextTraining, data: TextData, out: Path, l
     """Write a model folder with the averaged weights: transformer/, tokenizer.json, suite.json, and the embeddings."""
     from safetensors.torch import save_file
 
-    with averaged(state) as writer:
+    with averaged(state, config.train.average) as writer:
         own: Any = writer
         weights = {k: v.detach().cpu().clone() for k, v in own.network.state_dict().items()}
         table = None if own.table is None else embedding.normalised(own.table).detach().cpu()

@@ -20,6 +20,7 @@ from suite.modalities.image.config import ImageTraining
 from suite.modalities.image.training import EXPORT, build, export_state, resized, save_sheet
 from suite.modalities.shared.caption_table import CaptionTable, named_captions
 from suite.modalities.shared.flow import flow_loss, sample
+from suite.modalities.shared.stages import in_stages
 from suite.modalities.shared.text_encoder import TokenStates
 from suite.modalities.shared.training import train as run_training
 from suite.modalities.shared.training_file import read_training
@@ -71,6 +72,7 @@ class ViewBatches:
         return with_camera(self.captions.conditions(caption), cameras)
 
 
+@in_stages
 def train(
     config_path: Path | str,
     data: Path | str,

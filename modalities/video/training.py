@@ -24,6 +24,7 @@ from suite.modalities.image.sheet import sheet
 from suite.modalities.shared.caption_table import CaptionTable, named_captions
 from suite.modalities.shared.export import export_folder, write_pipeline
 from suite.modalities.shared.flow import drawn_times
+from suite.modalities.shared.stages import in_stages
 from suite.modalities.shared.text_encoder import TokenStates
 from suite.modalities.shared.training import TrainState, averaged_weights
 from suite.modalities.shared.training import train as run_training
@@ -64,6 +65,7 @@ class Batches:
         return clips.transpose(1, 2), self.captions.conditions(caption)
 
 
+@in_stages
 def train(
     config_path: Path | str,
     data: Path | str,
@@ -182,7 +184,7 @@ def save_sheet(clips: Tensor, path: Path, columns: int = 8) -> None:
 
 def export_state(state: TrainState, config: VideoTraining, out: Path, log: Path | None = None) -> Path:
     """`export` of the averaged weights of a training state."""
-    return export(averaged_weights(state), config, out, log)
+    return export(averaged_weights(state, config.train.average), config, out, log)
 
 
 def export(weights: Mapping[str, Tensor], config: VideoTraining, out: Path, log: Path | None = None) -> Path:

@@ -1,7 +1,8 @@
 """What the shipped recipes cost and give in every modality: the numbers of docs/benchmarks/recipes.md.
 
-SUITE_BENCH_COUNT, SUITE_BENCH_ROUNDS and SUITE_BENCH_RECIPES make it shorter; a full run takes hours. Recipes are
-divided by spaces, `reference` or what is based on it first, and may be given caches: `reference+fora:interval=2`.
+SUITE_BENCH_COUNT, SUITE_BENCH_ROUNDS and SUITE_BENCH_RECIPES make it shorter; a full run takes hours. With
+SUITE_BENCH_SEEDS there are so many samples of every prompt. Recipes are divided by spaces, `reference` or what is based
+on it first, and may be given caches: `reference+fora:interval=2`.
 """
 
 import os
@@ -23,6 +24,7 @@ pytestmark = pytest.mark.bench
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 COUNT = int(os.environ.get("SUITE_BENCH_COUNT", "1000"))
 ROUNDS = int(os.environ.get("SUITE_BENCH_ROUNDS", "5"))
+SEEDS = int(os.environ.get("SUITE_BENCH_SEEDS", "1"))
 RECIPES = os.environ.get("SUITE_BENCH_RECIPES", "reference quality balanced fast").split()
 OTHER_SEEDS = 10_000
 """First seed of the second run of `reference`: how far apart two runs are that differ in nothing else."""
@@ -79,8 +81,8 @@ def opened(case: Case, recipe: str) -> Engine:
 @cases
 def test_quality(case: Case) -> None:
     """Metrics of every recipe; in brackets how much better than `reference` (plus is better)."""
-    prompts, base = case.texts(), {}
-    print(f"\n{case.name}: {len(prompts)} prompts\n| recipe | NFE | {' | '.join(case.metrics)} |", flush=True)
+    prompts, base = case.texts() * SEEDS, {}
+    print(f"\n{case.name}: {len(prompts)} samples\n| recipe | NFE | {' | '.join(case.metrics)} |", flush=True)
     print("|---" * (2 + len(case.metrics)) + "|")
     for recipe in (*case.recipes, case.recipes[0]):
         first = OTHER_SEEDS if recipe == case.recipes[0] and base else 0

