@@ -7,13 +7,15 @@ are those of the run, not step counts: on an uneven grid equal numbers of steps 
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from suite.plugins.cache._shared import size
 
-SAMPLE = 256
+RUNS, RUN = 16, 16
+"""Of an output, so many runs of so many numbers tell how far a forecast is off."""
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -106,6 +108,31 @@ def blend(coefficients: Sequence[float], outputs: Sequence[Any]) -> Any:
     return out.to(first.dtype)
 
 
+class Check(NamedTuple):
+    """Some numbers of an output that was computed though it could have been forecast, and of its forecast's sources."""
+
+    form: Form
+    scale: float
+    times: tuple[float, ...]
+    t: float
+    known: list[Tensor]
+    wanted: Tensor
+
+    def error(self) -> float:
+        """mean|forecast - output| / mean|output|. The arithmetic is done here, in the report, not while sampling."""
+        got = blend(weights(self.form, self.times, self.t, self.scale), self.known)
+        return float((got - self.wanted).abs().float().mean() / self.wanted.abs().float().mean())
+
+
+class Kept(NamedTuple):
+    """A computed output: when, what, and its bytes."""
+
+    step: int
+    t: float
+    output: Any
+    bytes: int
+
+
 @dataclass
 class History:
     """The last computed outputs of one part, one branch and one evaluation, newest first.
@@ -113,69 +140,61 @@ class History:
     Attributes:
         order: degree of the forecast; order + 1 outputs are kept.
         interval: outputs further apart than this many steps have nothing in common.
-        steps, times, outputs, sizes: when they were computed, what they were, and their bytes.
+        newest: step of the newest output; -1 when there is none.
     """
 
     order: int
     interval: int
     form: Form
     scale: float
-    steps: list[int] = field(default_factory=list)
-    times: list[float] = field(default_factory=list)
-    outputs: list[Any] = field(default_factory=list)
-    sizes: list[int] = field(default_factory=list)
+    kept: deque[Kept] = field(default_factory=deque)
+    newest: int = -1
     bytes: int = 0
 
     def push(self, call: Call, output: Any) -> None:
         """Add an output; what is too old, or of another shape, goes."""
-        if self.steps and not (0 < call.step - self.steps[0] <= self.interval and call.t != self.times[0]):
-            self.clear()
+        kept = self.kept
         # Every part of a network passes through here: the common case, two tensors, is looked at first.
         shape = getattr(output, "shape", None)
-        if self.outputs:
-            old = self.outputs[0]
-            if (shape is None or shape != getattr(old, "shape", None)) and not _alike(old, output):
+        if kept:
+            last = kept[0]
+            near = 0 < call.step - last.step <= self.interval and call.t != last.t
+            alike = shape is not None and shape == getattr(last.output, "shape", None)
+            if not (near and (alike or _alike(last.output, output))):
                 self.clear()
-        kept: tuple[list[Any], ...] = (self.steps, self.times, self.outputs, self.sizes)
-        if len(self.outputs) > self.order:
-            self.bytes -= self.sizes[-1]
-            for values in kept:
-                values.pop()
+            elif len(kept) > self.order:
+                self.bytes -= kept.pop().bytes
         count = size(output) if shape is None else output.nbytes
-        self.steps.insert(0, call.step)
-        self.times.insert(0, call.t)
-        self.outputs.insert(0, output)
-        self.sizes.insert(0, count)
+        kept.appendleft(Kept(call.step, call.t, output, count))
+        self.newest = call.step
         self.bytes += count
 
     def at(self, t: float) -> Any:
         """The forecast for time t from all that is kept."""
-        return blend(weights(self.form, self.times, t, self.scale), self.outputs)
+        return blend(weights(self.form, [k.t for k in self.kept], t, self.scale), [k.output for k in self.kept])
 
     def clear(self) -> None:
         """Forget everything."""
-        self.steps, self.times, self.outputs, self.sizes, self.bytes = [], [], [], [], 0
+        self.kept.clear()
+        self.newest, self.bytes = -1, 0
 
-    def missed(self, call: Call, output: Any) -> tuple[Tensor, Tensor] | None:
-        """(forecast, output) for this call in some numbers of the first tensor, spread evenly; see `mean_error`.
+    def missed(self, call: Call, output: Any) -> Check | None:
+        """What a forecast for this call would have to be held against; see `mean_error`.
 
         None where no whole interval lies between. What is done here is done while sampling, so it is little.
         """
-        if not self.steps or call.step - self.steps[0] != self.interval or not _alike(self.outputs[0], output):
+        if self.newest < 0 or call.step - self.newest != self.interval or not _alike(self.kept[0].output, output):
             return None
-        *known, wanted = (_sampled(o) for o in (*self.outputs, output))
+        wanted = _sampled(output)
         if wanted is None:
             return None
-        got = blend(weights(self.form, self.times, call.t, self.scale), known)
-        return (got.clone() if len(known) == 1 else got), wanted.clone()
+        known = [_sampled(k.output) for k in self.kept]
+        return Check(self.form, self.scale, tuple(k.t for k in self.kept), call.t, known, wanted)
 
 
-def mean_error(missed: Sequence[tuple[Tensor, Tensor]]) -> float | None:
-    """Mean over forecasts of mean|forecast - output| / mean|output|; None of none."""
-    if not missed:
-        return None
-    each = [float((got - wanted).abs().float().mean() / wanted.abs().float().mean()) for got, wanted in missed]
-    return sum(each) / len(each)
+def mean_error(checks: Sequence[Check]) -> float | None:
+    """Mean over forecasts of their relative error; None of none."""
+    return sum(check.error() for check in checks) / len(checks) if checks else None
 
 
 def _alike(a: Any, b: Any) -> bool:
@@ -187,12 +206,13 @@ def _alike(a: Any, b: Any) -> bool:
 
 
 def _sampled(output: Any) -> Any:
+    """A copy of some numbers of the first tensor, in runs that are spread evenly."""
     while isinstance(output, tuple | list):
         output = next((o for o in output if o is not None), None)
     if output is None:
         return None
-    count = output.numel()
-    step = max(1, count // SAMPLE)
-    if output.is_contiguous():
-        return output.as_strided((-(-count // step),), (step,), output.storage_offset())
-    return output.reshape(-1)[::step]
+    flat = output.reshape(-1)
+    runs = max(1, min(RUNS, len(flat) // RUN))
+    # Neighbours come from memory together: runs of them cost a sixteenth of as many numbers far apart.
+    length, apart = min(RUN, len(flat)), len(flat) // runs
+    return flat.as_strided((runs, length), (apart, 1), flat.storage_offset()).clone()

@@ -9,7 +9,7 @@ from suite.coefficients import expand
 from suite.errors import ConfigError
 from suite.hookspecs import hookimpl
 from suite.plugin import Plugin
-from suite.plugins.cache._forecast import History, mean_error
+from suite.plugins.cache._forecast import Check, History, mean_error
 from suite.plugins.cache.taylorseer import check_forecast, why_nothing
 from suite.wrap import Wrap, WrapReport, reuse
 
@@ -33,7 +33,7 @@ class _Store:
     computed: int = 0
     forecast: int = 0
     peak: int = 0
-    missed: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    missed: list[Check] = field(default_factory=list)
 
     def held(self) -> int:
         return sum(h.bytes for h in self.kept.values())
@@ -63,7 +63,7 @@ class _Forecasting:
         key = (call.branch, call.evaluation)
         history = store.kept.setdefault(key, History(o.order, o.interval, o.form, o.scale))
         always = call.step < o.warmup or call.step % o.interval == 0 or call.step >= call.steps - o.last
-        same = bool(history.steps) and history.steps[0] // o.interval == call.step // o.interval
+        same = history.newest >= 0 and history.newest // o.interval == call.step // o.interval
         if not always and same:
             store.forecast += 1
             return self._as_x0(history.at(call.t), x, t)

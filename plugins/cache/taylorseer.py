@@ -11,7 +11,7 @@ from suite.call import Call, active_call
 from suite.errors import ConfigError
 from suite.hookspecs import hookimpl
 from suite.plugin import Plugin
-from suite.plugins.cache._forecast import History, mean_error
+from suite.plugins.cache._forecast import Check, History, mean_error
 from suite.plugins.cache._residual import Residual
 from suite.plugins.cache._shared import found
 from suite.wrap import Wrap, WrapReport, reuse
@@ -38,7 +38,7 @@ class _Forecasts:
     forecast: int = 0
     held: int = 0
     peak: int = 0
-    missed: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    missed: list[Check] = field(default_factory=list)
     watches: bool = False
 
     def history(self, part: str, call: Call) -> History:
@@ -56,7 +56,7 @@ class _Forecasts:
             return False
         # Outputs of an older interval count as nothing: a branch may come back after steps without it, as guidance
         # in an interval does, and a second evaluation is missing from some steps.
-        return bool(history.steps) and history.steps[0] // o.interval == call.step // o.interval
+        return history.newest >= 0 and history.newest // o.interval == call.step // o.interval
 
     def store(self, history: History, call: Call, output: Any, number: int = 0) -> None:
         """Keep a computed output, and note how far from it a forecast would have been.
