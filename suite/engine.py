@@ -7,39 +7,42 @@ import json
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from suite.activity import Activity
+from suite.attribution import applied, attributed, check_restored, forwards
 from suite.cache_memory import CacheMemory
 from suite.calibration import Calibration, Record
 from suite.call import Call
 from suite.denoiser import Cond, Counter, Denoiser, NetworkDenoiser
 from suite.distill import Distilled
 from suite.distill_batch import Lesson, distill_batch
-from suite.errors import ConfigError, EmptyError, NoOpError, PluginError, SuiteError
+from suite.encodings import Encodings
+from suite.errors import ConfigError, PluginError
 from suite.experts import Companion, Companions, companion_folder, switched
 from suite.guidance import Guidance
 from suite.macs import counting
-from suite.manager import Active, blame
+from suite.manager import Active
 from suite.mesh import Mesh
 from suite.modality import Modality
 from suite.network import Network
 from suite.noise import NoiseSchedule
-from suite.output import targets, write
 from suite.plan import Plan, make_plan
 from suite.precision import resolve_dtype
 from suite.prompts import expand
 from suite.recipe import Recipe
 from suite.report import PluginReport, RunReport, peak_memory, versions
+from suite.reporting import Clock, plugin_reports, started
 from suite.request import Request, Value, resolve
+from suite.result import Result
 from suite.rng import SampleRng
 from suite.run import Run
 from suite.sampler import Problem, Sampler, march
@@ -48,54 +51,7 @@ from suite.solver import Solver
 from suite.start import Init, Start, begin, noised
 from suite.wrap import Wrap
 
-ENCODINGS = 32 * 2**20
-"""Bytes of encoded requests that an engine remembers."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-@dataclass(frozen=True)
-class Result:
-    """Artifacts of one batch and what happened."""
-
-    artifacts: list[Any]
-    report: RunReport
-    modality: Modality
-    #: The run was ended early by Ctrl-C; artifacts are what there was then, perhaps fewer than prompts.
-    stopped: bool = False
-    #: What the artifacts were decoded from: x0 [B, ...], or after distillation a list of `Distilled`.
-    content: Any = None
-
-    def metadata(self, index: int) -> dict[str, Any]:
-        """What is written into artifact `index`: enough to make it again."""
-        return {"suite": self.report.to_dict(), "index": index}
-
-    def save(self, output: str | Path) -> list[Path]:
-        """Write all artifacts; see `suite.output.targets` for the names."""
-        files = targets(Path(output), len(self.artifacts), self.modality.suffixes, self.modality.joins)
-        for index, file in enumerate(files):
-            self.save_one(index, file, join=file in files[:index])
-        return list(dict.fromkeys(files))
-
-    def save_one(self, index: int, file: Path, join: bool = False) -> list[Path]:
-        """Write artifact `index` to exactly `file`, atomically, with its metadata; returns it and what lies beside.
-
-        Args:
-            join: the file holds results of this run already, which stay (`Modality.joins`).
-        """
-        artifact, metadata = self.artifacts[index], self.metadata(index)
-        joins = file.suffix.lower() in self.modality.joins
-        extras = {} if joins else self.modality.extras(artifact, metadata)
-        beside = {file.with_name(file.stem + e): f for e, f in extras.items()}
-        empty = None
-        try:
-            write(file, lambda temporary: self.modality.save(artifact, temporary, metadata), join)
-        except EmptyError as error:
-            empty = error
-        for extra, save in beside.items():
-            write(extra, save)
-        if empty:
-            raise EmptyError(f"{empty}; kept: {', '.join(map(str, beside)) or 'nothing'}") from empty
-        return [file, *beside]
 
 
 class Engine:
@@ -116,7 +72,7 @@ class Engine:
         cls: type[Modality] = plan.modality.load()
         self.modality = cls(plan.folder, self.device, DTYPES[self.dtype])
         self._stamp = stamp(plan, self.dtype)
-        self._encoded: dict[Any, Mapping[str, Cond]] = {}
+        self._encoded = Encodings()
         self._loaded: list[tuple[Active, Wrap | None]] = []
         self.network: Network = self.modality.network
         self._open(self._run(self.request(("",)), (0,)))
@@ -235,7 +191,7 @@ class Engine:
                         wrap = manager.parallelize(self.network, self.mesh, run, active)
                     self._loaded.append((active, wrap))
                     if wrap and wrap.network:
-                        self.network = _apply(active, wrap, self.network)
+                        self.network = applied(active, wrap, self.network)
 
     def _companion(self, name: str) -> Companion:
         """Another model that fits this one, opened."""
@@ -271,7 +227,7 @@ class Engine:
                 with attributed(active, "cache", manager.active):
                     if wrap := manager.cache(network, run, active):
                         wraps.append(wrap)
-                        network = _apply(active, wrap, network) if wrap.network else network
+                        network = applied(active, wrap, network) if wrap.network else network
             self._sample(run, request, self.modality.encode(request), wraps, Counter(), lambda step: None, network)
         finally:
             for wrap in reversed(wraps):
@@ -483,11 +439,11 @@ class Engine:
         request = self.request(prompts, negative, options, init)
         self.modality.check(self.plan.folder, request)
         run = self._run(request, seeds)
-        clock = _Clock()
-        cond, reused = self._encode(request)
+        clock = Clock()
+        cond, reused = self._encoded.of(request, self.modality.encode)
         clock.lap("encode")
         counter = Counter()
-        before = _forwards(self.network.module)
+        before = forwards(self.network.module)
         chain = list(self._loaded)
         network = self.network
         problem = None
@@ -500,7 +456,7 @@ class Engine:
                     wrap = self.plan.manager.cache(network, run, active, self._noise(run))
                     chain.append((active, wrap))
                     if wrap and wrap.network:
-                        network = _apply(active, wrap, network)
+                        network = applied(active, wrap, network)
             memory = CacheMemory.of(
                 {a.text: w for a, w in chain[len(self._loaded) :]}, self.plan.cache_limit, self.device
             )
@@ -521,32 +477,17 @@ class Engine:
                     wrap.undo()
             if activity:
                 activity.undo()
-        self._check_restored(before)
+        check_restored(before, self.network.module, self.plan.manager.of("cache"))
         artifacts = self.modality.decode(content, request)
         clock.lap("decode")
         # Where the request leaves no step, nobody can have done anything.
         idle = problem is not None and problem.run.steps == 0
-        plugins = self._plugin_reports(chain, self.plan.allow_noop or idle)
-        encoding = {"reused": reused, "bytes_held": sum(_bytes(cond) for cond in self._encoded.values())}
+        plugins = plugin_reports(self.plan.manager.active, {id(a): w for a, w in chain}, self.plan.allow_noop or idle)
+        encoding = {"reused": reused, "bytes_held": self._encoded.bytes}
         report = self._report(run, request, counter, clock.laps, plugins, counted, problem, encoding)
         report = replace(report, cache_memory=memory.facts(), blocks=activity.facts() if activity else None)
         stopped = isinstance(content, list) and not (len(content) == request.batch and content[-1].complete)
         return Result(artifacts, report, self.modality, stopped, content)
-
-    def _encode(self, request: Request) -> tuple[Mapping[str, Cond], bool]:
-        """The request's conditioning, and whether an equal request of this engine had it already.
-
-        Whole requests are remembered, not prompts: an encoder rounds a prompt differently in another batch, and a
-        result must not depend on what was asked before.
-        """
-        init = request.init.sha256 if request.init else ""
-        key = (request.prompts, request.negative, tuple(sorted(request.options.items())), init)
-        reused = key in self._encoded
-        cond = self._encoded.pop(key) if reused else self.modality.encode(request)
-        self._encoded[key] = cond  # the newest last
-        while len(self._encoded) > 1 and sum(map(_bytes, self._encoded.values())) > ENCODINGS:
-            del self._encoded[next(iter(self._encoded))]
-        return cond, reused
 
     def _add_up(self, counter: Counter) -> None:
         """Evaluations of all ranks: `nfe` is their sum, `depth` the longest."""
@@ -562,36 +503,6 @@ class Engine:
         for start in range(0, len(prompts), batch):
             stop = start + batch
             yield self.generate_batch(prompts[start:stop], seeds[start:stop], **options)
-
-    def _check_restored(self, before: Mapping[str, Any]) -> None:
-        after = _forwards(self.network.module)
-        if before != after:
-            changed = sorted(set(before.items()) ^ set(after.items()))[0][0]
-            names = ", ".join(a.entry.origin for a in self.plan.manager.of("cache"))
-            raise PluginError(f"after the run {changed or 'the network'} was not put back; active caches: {names}")
-
-    def _plugin_reports(self, chain: Sequence[tuple[Active, Wrap | None]], allow_noop: bool) -> list[PluginReport]:
-        wraps = {id(a): w for a, w in chain}
-        out = []
-        for a in self.plan.manager.active:
-            report = w.report() if (w := wraps.get(id(a))) else None
-            acts = a.hook not in ("schedule", "solver")
-            if acts and (report is None or report.did == 0) and not allow_noop:
-                reason = report.reason if report and report.reason else "it found nothing to do"
-                raise NoOpError(f"plugin {a.text} did nothing: {reason}; drop it, or pass --allow-noop")
-            out.append(
-                PluginReport(
-                    a.text,
-                    a.hook,
-                    a.entry.distribution,
-                    a.entry.version,
-                    bool(a.plugin.lossless),
-                    report.did if report else None,
-                    report.what if report else "",
-                    dict(report.facts) if report else {},
-                )
-            )
-        return out
 
     def _report(
         self,
@@ -627,7 +538,7 @@ class Engine:
             versions=versions("efficient-diffusion-suite", "torch", "diffusers", "transformers"),
             negative=request.negative,
             options=dict(request.options),
-            start=_started(request.init, run, problem) if request.init and problem else None,
+            start=started(request.init, run, problem) if request.init and problem else None,
             encoding=encoding,
         )
 
@@ -640,69 +551,8 @@ def stamp(plan: Plan, dtype: str) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
-@contextmanager
-def attributed(active: Active | None, hook: str, chain: Sequence[Active]) -> Iterator[None]:
-    """Turn an error that a plugin caused into a PluginError that names it."""
-    try:
-        yield
-    except SuiteError:
-        raise
-    except Exception as error:
-        culprit = active or blame(error, chain)
-        if culprit is None:
-            raise
-        raise PluginError(
-            f"plugin {culprit.entry.origin} failed in the hook {hook or culprit.hook!r}: "
-            f"{type(error).__name__}: {error}"
-        ) from error
-
-
-def _apply(active: Active, wrap: Wrap, network: Network) -> Network:
-    assert wrap.network is not None
-    module = wrap.network(network.module)
-    if not isinstance(module, nn.Module):
-        raise PluginError(
-            f"plugin {active.entry.origin}: its network wrap returned {type(module).__name__}, expected nn.Module"
-        )
-    return replace(network, module=module)
-
-
-def _forwards(module: nn.Module) -> dict[str, int]:
-    """Which modules have a replaced forward, and by what."""
-    return {n: id(m.__dict__["forward"]) for n, m in module.named_modules() if "forward" in m.__dict__}
-
-
-def _bytes(conds: Mapping[str, Cond]) -> int:
-    tensors = [v for cond in conds.values() for v in cond.values() if isinstance(v, Tensor)]
-    return sum(t.numel() * t.element_size() for t in tensors)
-
-
 def _unused() -> Any:
     raise AssertionError("the recorder's report is never asked for")
-
-
-def _started(init: Init, run: Run, problem: Problem) -> dict[str, Any]:
-    return {
-        "init": init.name,
-        "sha256": init.sha256,
-        "strength": init.strength,
-        "time": float(problem.times[0].max()),
-        "steps": problem.run.steps,
-        "of": run.steps,
-    }
-
-
-class _Clock:
-    """Seconds between laps."""
-
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.laps[name] = now - self._last
-        self._last = now
 
 
 __all__ = ["Engine", "Result", "expand"]

@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from suite.attribution import attributed
 from suite.bench.record import Record
-from suite.engine import Engine, attributed
+from suite.engine import Engine
 from suite.errors import ConfigError, SuiteError
 from suite.grid_fit import ModelProblem, relative_error
 from suite.noise import NoiseSchedule

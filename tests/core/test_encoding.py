@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from suite import Engine, engine
+from suite import Engine, encodings
 from suite.modality import Modality
 
 RECIPE = {"steps": 8, "guidance": 2.0, "solver": "ddim", "dtype": "fp32"}
@@ -42,10 +42,10 @@ def test_equal_requests_are_encoded_once(counted: list[Any], monkeypatch: pytest
         it.generate(["a red apple", "a blue car"], seed=1)
         it.generate("a red apple", seed=1, negative="blue")
         assert len(counted) == 4
-        monkeypatch.setattr(engine, "ENCODINGS", 1)
+        monkeypatch.setattr(encodings, "LIMIT", 1)
         last = it.generate("a house with a garden", seed=1)
         it.generate("a red apple", seed=1)
-        assert len(counted) == 6 and len(it._encoded) == 1
+        assert len(counted) == 6 and len(it._encoded.kept) == 1
         assert 0 < last.report.encoding["bytes_held"] <= fresh.report.encoding["bytes_held"]
 
 

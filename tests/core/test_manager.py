@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from suite.attribution import attributed
 from suite.discovery import installed
-from suite.engine import attributed
 from suite.errors import ConfigError, PluginError, RuleError
 from suite.manager import Active, Manager, implemented_hooks, load
 from suite.noise import Flow
