@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from itertools import dropwhile, takewhile
 from typing import TYPE_CHECKING
 
@@ -27,16 +28,24 @@ ASKED = re.compile(r"\((noun|verb|adjective|adverb)\)\s*$|^(sentence|novel|speec
 
 def read_tokenizer(folder: ModelFolder) -> Tokenizer:
     """The model's own tokenizer. Raises ConfigError when the file is absent, damaged, or another model's."""
-    from tokenizers import Tokenizer
-
     file = folder.path / "tokenizer.json"
     try:
-        tokenizer = Tokenizer.from_file(str(file))
+        found = file.stat()
+        tokenizer = _opened(str(file), found.st_mtime_ns, found.st_size)
     except Exception as error:  # the library raises nothing narrower
         raise ConfigError(f"{file} cannot be read: {error}") from error
     if [tokenizer.id_to_token(k) for k in range(len(SPECIAL))] != list(SPECIAL):
         raise ConfigError(f"{file} does not begin with {', '.join(SPECIAL)}")
     return tokenizer
+
+
+@lru_cache(maxsize=8)
+def _opened(file: str, changed: int, size: int) -> Tokenizer:
+    """Read once for as long as the file stays: every request is checked with it, and reading takes a step's time."""
+    from tokenizers import Tokenizer
+
+    del changed, size
+    return Tokenizer.from_file(file)
 
 
 def lengths(folder: ModelFolder) -> tuple[int, int]:
