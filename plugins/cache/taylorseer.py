@@ -61,11 +61,11 @@ class _Forecasts:
     def store(self, history: History, call: Call, output: Any, number: int = 0) -> None:
         """Keep a computed output, and note how far from it a forecast would have been.
 
-        Of part `number` that is done in its turn only, one part an interval, spread over the network by the golden
-        ratio: of all parts it would cost some percent of an evaluation.
+        Of part `number` that is done in its turn only, one part at every second interval, spread over the network by
+        the golden ratio: of all parts it would cost some percent of an evaluation.
         """
-        turn = call.step // self.options.interval * GOLDEN % 1
-        if number == int(turn * len(self.kept)):
+        turn = call.step // self.options.interval
+        if turn % 2 and number == int(turn * GOLDEN % 1 * len(self.kept)):
             missed = history.missed(call, output)
             self.missed.extend(() if missed is None else (missed,))
         if call.step + 1 >= call.steps - self.options.last:
