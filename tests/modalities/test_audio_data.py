@@ -179,7 +179,9 @@ def test_words_are_spoken_and_trimmed():
 def test_generator_trains_resumes_and_exports(shipped, tmp_path, monkeypatch):
     config = AudioTraining("tiny", SMALL, shares={"music": 1.0, "digits": 1.0}, batch=4, text_length=8, train=QUICK)
     monkeypatch.setattr(training, "read", lambda path, overrides: config)
-    folder = training.train("x.yaml", FOLDER / "mel.safetensors", tmp_path / "run")
+    recipe = tmp_path / "x.yaml"
+    recipe.write_text("name: tiny\n")
+    folder = training.train(recipe, FOLDER / "mel.safetensors", tmp_path / "run")
     assert folder == tmp_path / "run" / "model"
     assert {p.name for p in folder.iterdir()} == {
         "loss.csv",
@@ -191,7 +193,7 @@ def test_generator_trains_resumes_and_exports(shipped, tmp_path, monkeypatch):
     assert (tmp_path / "run" / "samples-000003.png").is_file()
     longer = replace(config, train=replace(QUICK, steps=4))
     monkeypatch.setattr(training, "read", lambda path, overrides: longer)
-    training.train("x.yaml", FOLDER / "mel.safetensors", tmp_path / "run", resume=True)
+    training.train(recipe, FOLDER / "mel.safetensors", tmp_path / "run", resume=True)
     assert len((tmp_path / "run" / "loss.csv").read_text().splitlines()) == 5
 
 
