@@ -128,15 +128,8 @@ def export_state(state: TrainState, config: AudioTraining, out: Path, log: Path 
         if config.vocoder:
             shutil.copytree(config.vocoder, folder / "vocoder")
 
-    return export_folder(
-        build(config),
-        averaged_weights(state, config.train.average),
-        "transformer",
-        description(config),
-        out,
-        extra,
-        log,
-    )
+    weights = averaged_weights(state, config.train.average)
+    return export_folder(build(config), weights, "transformer", description(config), out, extra, log)
 
 
 def description(config: AudioTraining) -> dict[str, Any]:

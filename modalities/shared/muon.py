@@ -55,7 +55,8 @@ class Muon(torch.optim.Muon):
         stack = orthogonal(stack.to(dtype), group["ns_coefficients"], group["ns_steps"], group["eps"])
         rows, columns = parameters[0].shape
         length = lr * _ratio(group["adjust_lr_fn"], rows, columns)
-        torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
+        if group["weight_decay"]:
+            torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
         torch._foreach_add_(parameters, list(stack.to(parameters[0].dtype)), alpha=-length)
 
 
