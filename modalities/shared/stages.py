@@ -52,7 +52,8 @@ def in_stages(train: Train) -> Train:
                 break
             result = train(config_path, data, out, resume, (*settings, *overrides), left)
             found = latest(Path(out))
-            if last or found is None or step_of(found) < until:
+            # `out` itself comes back after Ctrl-C, which may fall on the last step of a stage.
+            if last or result == Path(out) or found is None or step_of(found) < until:
                 break
             resume = True
         return result
