@@ -348,7 +348,9 @@ def _error(row: Mapping[str, Any] | None, best: float) -> str:
 # ---- caches ------------------------------------------------------------------------------------
 
 Steps = Annotated[str, typer.Option("--steps", metavar="N,N,...", help="Numbers of solver steps.")]
-Rounds = Annotated[int, typer.Option(metavar="N", help="How often each is timed, in turn.")]
+Rounds = Annotated[
+    int, typer.Option(metavar="N", help="How often each is timed, in turn; 0 with --metric: quality alone.")
+]
 OneSolver = Annotated[
     list[str] | None, typer.Option("--solver", metavar=PLUGIN, help="The solver of all runs.  [default: the recipe's]")
 ]
@@ -384,8 +386,8 @@ def caches(
 ) -> None:
     """What caches save and lose, beside the same solver with as many steps fewer as take the same time."""
     counts = numbers(steps, "--steps")
-    if rounds < 1:
-        raise ConfigError(f"--rounds {rounds}: expected at least 1")
+    if rounds < (0 if metric else 1):
+        raise ConfigError(f"--rounds {rounds}: expected at least 1, or 0 with --metric, which leaves times out")
     times, method = _single("schedule", schedule), _single("solver", solver)
     base = Recipe(
         steps=counts[-1],
@@ -429,13 +431,43 @@ def caches(
         from suite.bench import plot
 
         plot.caches(record)
-    finish(record, as_json, show_caches)
+    headline = plan.modality.load().headline
+
+    def show(record: Record) -> None:
+        if rounds:
+            show_caches(record)
+        if metric:
+            show_quality(record, headline)
+
+    finish(record, as_json, show)
+
+
+def show_quality(record: Record, headline: Mapping[str, int]) -> None:
+    """One row a cache or smaller number of steps, by error: the modality's headline numbers and their change."""
+    rows = []
+    for steps in sorted({row["steps"] for row in record.rows}, reverse=True):
+        exact = record.find(steps=steps, cache="", run_steps=steps)
+        base = (exact or {}).get("metrics", {})
+        shown = [name for name in headline if name in base]
+        for row in sorted((r for r in record.rows if r["steps"] == steps and r["metrics"]), key=lambda r: r["error"]):
+            cells = []
+            for name in shown:
+                better = headline[name] * (row["metrics"][name] - base[name]) / (abs(base[name]) or 1.0) + 0.0
+                cells.append(f"{row['metrics'][name]:.4g} ({better:+.1%})")
+            skipped = row.get("skipped_share")
+            rows.append((
+                steps, row["cache"] or f"{row['run_steps']} steps", f"{row['error']:.3g}",
+                "-" if skipped is None else f"{skipped:.0%}", *cells,
+            ))  # fmt: skip
+    table(("steps", "run", "error", "skipped", *headline), rows)
+    print("in brackets how much better than all steps without a cache, from the same noise (- is worse)")
 
 
 def show_caches(record: Record) -> None:
     """One row a cache and number of steps, fastest first, beside the fewer steps of the same time."""
     rows = []
-    for row in sorted((r for r in record.rows if r["cache"]), key=lambda r: (-r["steps"], r["ratio"])):
+    timed = (r for r in record.rows if r["cache"] and "ratio" in r)
+    for row in sorted(timed, key=lambda r: (-r["steps"], r["ratio"])):
         fewer = row.get("same_time_error")
         gain = fewer / row["error"] if fewer and row["error"] else None
         skipped, held = row["skipped_share"], row["bytes_held"]

@@ -42,6 +42,7 @@ class Modality(ABC):
         borrows: modalities whose models this one can take for its own, e.g. an image model as a teacher.
         borrowed: what a recipe leaves open when the model is borrowed; goes over the model's own defaults.
         calibration_prompts: what is generated when a plugin asks for records of the network's inputs.
+        headline: those numbers of `metrics` by which methods are compared: name -> 1 if more is better, -1 if less is.
         mask_token: for token models.
     """
 
@@ -59,6 +60,7 @@ class Modality(ABC):
     calibration_prompts: ClassVar[tuple[str, ...]] = (
         "a red apple", "a smiling cat", "a blue car", "a house with a garden",
     )  # fmt: skip
+    headline: ClassVar[Mapping[str, int]] = MappingProxyType({})
     mask_token: int | None = None
 
     folder: ModelFolder

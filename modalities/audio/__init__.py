@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from suite.errors import ConfigError
@@ -37,6 +38,7 @@ class Audio(Modality):
     calibration_prompts: ClassVar[tuple[str, ...]] = (
         "a slow melody on a violin", "a fast rock drum beat", "the word seven, female voice", "a cowbell",
     )  # fmt: skip
+    headline: ClassVar[Mapping[str, int]] = MappingProxyType({"fad_music": -1, "fad_speech": -1, "tags": 1})
 
     def __init__(self, folder: ModelFolder, device: str, dtype: torch.dtype) -> None:
         from suite import noise

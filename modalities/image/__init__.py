@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from PIL import Image as Pictures
@@ -33,6 +34,7 @@ class Image(Modality):
     name: ClassVar[str] = "image"
     suffixes: ClassVar[tuple[str, ...]] = (".png",)
     reads: ClassVar[tuple[str, ...]] = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
+    headline: ClassVar[Mapping[str, int]] = MappingProxyType({"frechet": -1, "alignment": 1})
 
     def __init__(self, folder: ModelFolder, device: str, dtype: torch.dtype) -> None:
         from suite import noise

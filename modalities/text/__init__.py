@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from suite.errors import ConfigError
@@ -47,6 +48,7 @@ class Text(Modality):
         RequestOption("length", int, "Tokens of room for the text; a word has about 1.3.", low=4, high=512),
         RequestOption("start", str, "Words with which the text begins, if any; they stay as they are."),
     )
+    headline: ClassVar[Mapping[str, int]] = MappingProxyType({"perplexity": -1, "relevance": 1, "mauve": 1})
 
     def __init__(self, folder: ModelFolder, device: str, dtype: torch.dtype) -> None:
         import torch

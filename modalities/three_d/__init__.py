@@ -71,6 +71,7 @@ class ThreeD(Modality):
         ),
     )
     calibration_prompts: ClassVar[tuple[str, ...]] = ("a chair", "a round table", "a red sofa", "a street lamp")
+    headline: ClassVar[Mapping[str, int]] = MappingProxyType({"alignment": 1, "consistency": 1})
 
     def __init__(self, folder: ModelFolder, device: str, dtype: torch.dtype) -> None:
         from suite.modalities.image import Image

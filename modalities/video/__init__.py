@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from suite.errors import ConfigError
@@ -36,6 +37,9 @@ class Video(Modality):
     )
     interface: ClassVar[tuple[str, ...]] = (*Modality.interface, "clip", "codec")
     calibration_prompts: ClassVar[tuple[str, ...]] = ("a butterfly", "a person running", "a winking face", "a rocket")
+    headline: ClassVar[Mapping[str, int]] = MappingProxyType(
+        {"frames_frechet": -1, "changes_frechet": -1, "alignment": 1}
+    )
 
     def __init__(self, folder: ModelFolder, device: str, dtype: torch.dtype) -> None:
         from suite import noise

@@ -19,7 +19,7 @@ from suite.grid_fit import relative_error
 from suite.plan import Plan
 
 CURVE = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
-"""Shares of the steps at which the solver alone is timed."""
+"""Shares of the steps at which the solver alone is measured; every second one where no times are asked for."""
 
 
 @dataclass
@@ -31,7 +31,7 @@ class CacheBench:
         plan: (cache or "", steps) -> plan; ConfigError if they do not go together.
         prompts, seeds: one sample each.
         batch: samples at once.
-        rounds: how often each is timed.
+        rounds: how often each is timed; 0 leaves times out, and with them the steps of equal time.
         record: what is known; written after every cell and every round.
         metric: also the modality's own quality numbers.
         on_call: called with (title, done, in all).
@@ -51,9 +51,12 @@ class CacheBench:
     def measure(self, steps: int, caches: Sequence[str]) -> None:
         """All caches at this many steps: first what each does once, then the rounds, then steps of equal time."""
         self._row(steps, "", steps)
-        curve = sorted({max(1, round(steps * share)) for share in CURVE} - {steps}, reverse=True)
+        shares = CURVE if self.rounds else CURVE[1::2]
+        curve = sorted({max(1, round(steps * share)) for share in shares} - {steps}, reverse=True)
         timed = [self._row(steps, cache, steps) for cache in caches]
         timed += [self._row(steps, "", run) for run in curve]
+        if not self.rounds:
+            return
         self._time(steps, [row for row in timed if row is not None])
         for cache in caches:
             row = self.record.find(steps=steps, cache=cache, run_steps=steps)

@@ -86,6 +86,8 @@ def _save(record: Record, figure: Figure) -> None:
 
 def caches(record: Record) -> None:
     """FOLDER/caches.png: a panel for each number of steps; error over time, with the line of fewer steps."""
+    if not any("ratio" in row for row in record.rows):
+        return
     counts = sorted({row["steps"] for row in record.rows}, reverse=True)
     names = list(dict.fromkeys(row["cache"].partition(":")[0] for row in record.rows if row["cache"]))
     figure = Figure(figsize=(3.6 * len(counts) + 1.8, 3.3), layout="constrained")

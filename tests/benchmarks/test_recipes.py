@@ -10,7 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from suite import Engine
+from suite.discovery import MODALITIES, find, installed
 from suite.recipe import shipped
 
 pytestmark = pytest.mark.bench
@@ -35,14 +36,12 @@ class Case:
     """A modality with its prompts.
 
     Attributes:
-        metrics: the headline numbers, each with +1 if more is better, -1 if less is.
         recipes: which recipes are run.
         model: another model than the default one.
     """
 
     modality: str
     prompts: str
-    metrics: dict[str, int]
     recipes: Sequence[str] = tuple(RECIPES)
     batch: int = 8
     model: str | None = None
@@ -51,17 +50,21 @@ class Case:
     def name(self) -> str:
         return self.model or self.modality
 
+    @property
+    def metrics(self) -> Mapping[str, int]:
+        return find(self.modality, installed(MODALITIES), "modality").load().headline
+
     def texts(self) -> list[str]:
         return (DOCS / self.prompts).read_text().splitlines()[:COUNT]
 
 
 CASES = [
-    Case("image", "prompts.txt", {"frechet": -1, "alignment": 1}),
-    Case("video", "prompts-video.txt", {"frames_frechet": -1, "changes_frechet": -1, "alignment": 1}, batch=4),
-    Case("text", "prompts-text.txt", {"perplexity": -1, "relevance": 1, "mauve": 1}),
-    Case("text", "prompts-text.txt", {"perplexity": -1, "relevance": 1, "mauve": 1}, model="gloss-continuous"),
-    Case("audio", "prompts-audio.txt", {"fad_music": -1, "fad_speech": -1, "tags": 1}, batch=4),
-    Case("3d", "prompts-3d.txt", {"alignment": 1, "consistency": 1}, ("reference", "fast"), batch=1),
+    Case("image", "prompts.txt"),
+    Case("video", "prompts-video.txt", batch=4),
+    Case("text", "prompts-text.txt"),
+    Case("text", "prompts-text.txt", model="gloss-continuous"),
+    Case("audio", "prompts-audio.txt", batch=4),
+    Case("3d", "prompts-3d.txt", ("reference", "fast"), batch=1),
 ]
 cases = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 

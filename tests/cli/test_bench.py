@@ -169,6 +169,23 @@ def test_caches_are_measured_beside_fewer_steps(suite, here, monkeypatch):
     assert all(row in again.json["rows"] for row in [cached, plain]) and len(ran) == 1
 
 
+def test_caches_by_quality_alone(suite, here):
+    words = (*CACHES, *SHIPPED, "--steps", "5", "--samples", 4, "--prompt", "a red apple")
+    done = suite(*words, "--cache", "fora:interval=2", "--rounds", 0, "--metric")
+    assert done.code == 0, done.err
+    heading, *lines, note, file = done.out.splitlines()
+    assert heading.split() == ["steps", "run", "error", "skipped", "frechet", "alignment"] and file == "caches.json"
+    assert lines[0].split()[1:4] == ["5", "steps", "0"] and lines[0].count("(+0.0%)") == 2 and "better" in note
+    rows = json.loads((here / file).read_text())["rows"]
+    (cached,) = [row for row in rows if row["cache"]]
+    (plain,) = [row for row in rows if row["run_steps"] == 5 and not row["cache"]]
+    assert cached["seconds"] == [] and "ratio" not in cached and not (here / "caches.png").exists()
+    change = (plain["metrics"]["frechet"] - cached["metrics"]["frechet"]) / plain["metrics"]["frechet"]
+    (line,) = [line for line in lines if "fora" in line]
+    assert f"{cached['metrics']['frechet']:.4g} ({change:+.1%})" in line  # less is better
+    assert suite(*words, "--cache", "fora", "--rounds", 0, "-o", "other").code == 2  # nothing would be measured
+
+
 # ---- what the numbers are made of --------------------------------------------------------------
 
 

@@ -1,5 +1,6 @@
 """One engine, one recipe, one report: what every modality that ships a model has in common."""
 
+import math
 from dataclasses import fields
 
 import pytest
@@ -8,6 +9,7 @@ from suite import Engine
 from suite.discovery import MODALITIES, installed
 from suite.errors import ConfigError
 from suite.plan import make_plan
+from suite.recipe import Recipe
 from suite.report import RunReport
 
 DISTRIBUTION = "efficient-diffusion-suite"
@@ -56,3 +58,15 @@ def test_one_recipe_runs_everywhere_and_reports_alike(name: str) -> None:
 def test_every_recipe_plans_everywhere(name: str, recipe: str) -> None:
     plan = make_plan(name, recipe)
     assert plan.recipe.name == recipe and plan.recipe.steps and plan.recipe.solver and plan.recipe.schedule
+
+
+@pytest.mark.parametrize("name", READY)
+def test_headlines_are_among_the_metrics(name: str) -> None:
+    prompts = [PROMPTS.get(name, "a red apple")] * (2 if name == "3d" else 8)  # objects take long, and are not sets
+    options = SHORT.get(name, {})
+    with Engine(make_plan(name, "fast", overrides=Recipe(steps=2))) as engine:
+        artifacts = engine.generate_batch(prompts, range(len(prompts)), options=options).artifacts
+        found = engine.modality.metrics(artifacts, prompts)
+        headline = engine.modality.headline
+    assert headline and set(headline) <= set(found) and set(headline.values()) <= {1, -1}
+    assert all(math.isfinite(found[metric]) for metric in headline)
