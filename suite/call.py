@@ -56,16 +56,18 @@ def first_steps(share: float, steps: int) -> int:
 
 
 _active: ContextVar[Call] = ContextVar("suite_active_call")
+_rows: ContextVar[int] = ContextVar("suite_active_rows", default=0)
 
 
 @contextmanager
-def activate(call: Call) -> Iterator[None]:
-    """Make `call` the active one while the network runs, so that wraps of its blocks can ask for it."""
-    token = _active.set(call)
+def activate(call: Call, rows: int = 0) -> Iterator[None]:
+    """Make `call` the active one while the network runs on so many rows, so that wraps of its blocks can ask."""
+    token, token_of_rows = _active.set(call), _rows.set(rows)
     try:
         yield
     finally:
         _active.reset(token)
+        _rows.reset(token_of_rows)
 
 
 def active_call() -> Call:
@@ -81,3 +83,12 @@ def active_call() -> Call:
             "call the network through the engine's denoiser, or use `suite.call.activate(call)`"
         )
     return call
+
+
+def active_rows() -> int:
+    """Rows of the batch that the network was given: samples times branches. 0 outside of an evaluation by the engine.
+
+    A block may see more rows than that: blocks over space have a row for each frame of a sample, blocks over time one
+    for each place, sample after sample.
+    """
+    return _rows.get()

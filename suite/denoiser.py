@@ -67,7 +67,7 @@ class NetworkDenoiser:
         self.counter.add(len(call.branches) * call.share)
         time = self.noise.time_input(t).to(device=x.device, dtype=torch.float32)
         time = time.expand(x.shape[0]) if time.ndim == 0 else time
-        with activate(call):
+        with activate(call, x.shape[0]):
             state = x if self.noise.discrete else x.to(self.dtype)
             output = self.forward(self.module, state, time, cond)
         if self.prediction is Prediction.LOGITS:

@@ -96,8 +96,9 @@ def discover(module: nn.Module) -> Iterator[BlockRef]:
 
     A `block` is a member of a ModuleList that holds an attention and returns some of its arguments; `down`,
     `mid` and `up` are the U-Net's stages; `attention`, `cross_attention` and `temporal_attention` are the outermost
-    modules of that kind wherever they stand, and `mlp` those in a ModuleList. Modules that run in turns although
-    they are kept in lists of their own (a video U-Net's spatial and temporal ones) come list by list.
+    modules of that kind wherever they stand, and `mlp` those in a ModuleList. Members of a list and of an equally long
+    one beside it called `temporal_...` (Latte's) come in turns; other modules that run in turns although they are kept
+    in lists of their own (a video U-Net's spatial and temporal ones) come list by list.
 
     `temporal_attention` goes from frame to frame at one place: networks that have it keep it in lists of its own.
     Where one attention goes over space and time at once (Wan, CogVideoX) it is `attention`.
@@ -125,7 +126,26 @@ def _in_order(module: nn.Module) -> list[tuple[str, nn.Module]]:
     """All parts in order of registration, but a U-Net's middle before its way up: it is registered last."""
     late = {"mid_block": 1, "up_blocks": 2}
     parts = [(name, part) for name, part in module.named_modules() if name]
-    return sorted(parts, key=lambda item: late.get(item[0].split(".")[0], 0))
+    at = {name: number for number, (name, _) in enumerate(parts)}
+    twins = {name: twin for name, part in parts if (twin := _twin(name, part, dict(parts)))}
+
+    def turn(name: str) -> tuple[int, int, int, int]:
+        """Late or not; the place of its list, or its own; which member it is in; its place."""
+        for end in (k for k, letter in enumerate(name) if letter == "."):
+            if (spatial := twins.get(name[:end])) is not None:
+                return late.get(name.split(".")[0], 0), at[spatial], int(name[end + 1 :].split(".")[0]), at[name]
+        return late.get(name.split(".")[0], 0), at[name], -1, at[name]
+
+    return sorted(parts, key=lambda item: turn(item[0]))
+
+
+def _twin(name: str, part: nn.Module, parts: dict[str, nn.Module]) -> str:
+    """Of two equally long lists X and temporal_X side by side the name of X; "" for any other part."""
+    above, dot, last = name.rpartition(".")
+    spatial = above + dot + last.removeprefix("temporal_")
+    pair = parts.get(spatial), parts.get(above + dot + "temporal_" + last.removeprefix("temporal_"))
+    alike = all(isinstance(p, nn.ModuleList) for p in pair) and len(pair[0]) == len(pair[1])  # pyright: ignore[reportArgumentType]
+    return spatial if alike else ""
 
 
 def _is_stage(name: str) -> bool:

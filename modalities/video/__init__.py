@@ -43,7 +43,7 @@ class Video(Modality):
 
     def __init__(self, folder: ModelFolder, device: str, dtype: torch.dtype) -> None:
         from suite import noise
-        from suite.modalities.video.network import in_turn, patch_size
+        from suite.modalities.video.network import patch_size
         from suite.network import Layout, Network
         from suite.prediction import Prediction
         from suite.weights import load_network
@@ -68,7 +68,7 @@ class Video(Modality):
         patch = patch_size(module)
         tokens = self.shape[1] * (self.shape[2] // patch) * (self.shape[3] // patch)
         distilled = bool(folder.facts.get("guidance_distilled"))
-        self.network = Network(module, Layout(self.shape, tokens), distilled, declared=in_turn(module))
+        self.network = Network(module, Layout(self.shape, tokens), distilled)
         self._length = int(folder.facts.get("text", {}).get("length", 24))
 
     def prior(self, request: Request, rng: SampleRng) -> Tensor:

@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from suite.errors import ConfigError
-from suite.network import BlockRef, discover
 
 _BLOCKED = -10000.0
 """Added to the attention score of padding."""
@@ -29,19 +28,6 @@ def call(module: nn.Module, x: Tensor, time: Tensor, states: Tensor, mask: Tenso
     # The class hands the mask to its attention as it is: one row for every latent frame, as scores to add.
     scores = ((1 - mask.to(x.dtype)) * _BLOCKED)[:, None].repeat_interleave(x.shape[2], 0)
     return module(x, timestep=time, encoder_hidden_states=states, encoder_attention_mask=scores, return_dict=False)[0]
-
-
-def in_turn(module: nn.Module) -> tuple[BlockRef, ...]:
-    """Blocks and their parts in the order in which they run: a spatial block, its temporal one, the next spatial one.
-
-    The class keeps the two kinds in lists of their own, so the tree alone does not tell.
-    """
-
-    def turn(item: tuple[int, BlockRef]) -> tuple[int, bool, int]:
-        position, ref = item
-        return int(ref.name.split(".")[1]), ref.name.startswith("temporal_"), position
-
-    return tuple(ref for _, ref in sorted(enumerate(discover(module)), key=turn))
 
 
 def patch_size(module: nn.Module) -> int:

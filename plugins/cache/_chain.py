@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +53,25 @@ def chain_of(network: Network, who: str) -> tuple[BlockRef, ...]:
     return chain
 
 
+def in_turns(refs: Sequence[BlockRef]) -> bool:
+    """Whether blocks of two lists take turns, as those over space and over time do, each with its own rows."""
+    lists = [ref.name.rpartition(".")[0] for ref in refs]
+    return len({a for a, b in itertools.pairwise(lists) if a != b}) > 1  # back again, not from one list to the next
+
+
+def closed(refs: Sequence[BlockRef]) -> Sequence[BlockRef]:
+    """The longest beginning of these blocks that ends in the shape in which it begins.
+
+    Where blocks over space and over time take turns it is an odd number: the last one of an even chain is left out.
+    """
+    return refs[: len(refs) - 1] if in_turns(refs) and len(refs) % 2 == 0 else refs
+
+
+def by_sample(state: Tensor | None, samples: int) -> Tensor | None:
+    """`state` with one row a sample: the rows of a sample, which lie together, become an axis if there are several."""
+    return state if state is None or state.shape[0] == samples else state.unflatten(0, (samples, -1))
+
+
 def argument_names(module: nn.Module) -> list[str]:
     """Arguments of a module's forward, without self."""
     # Of the class: the instance's forward may be another wrap's.
@@ -92,7 +112,7 @@ def difference(who: str, refs: Sequence[BlockRef], first: Tensor | None, last: T
         return None
     if first.shape != last.shape:
         raise ConfigError(
-            f"{who}: {refs[0].name} gives {tuple(first.shape)} and {refs[-1].name} {tuple(last.shape)}, so "
+            f"{who}: {refs[0].name} is given {tuple(first.shape)} and {refs[-1].name} gives {tuple(last.shape)}, so "
             f"their difference is not a residual; {OTHERWISE}"
         )
     return last - first

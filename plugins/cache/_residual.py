@@ -6,13 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from suite.call import Call, active_call
+from suite.call import Call, active_call, active_rows
 from suite.errors import ConfigError
 from suite.plugins.cache._chain import (
     OTHERWISE,
     argument,
     argument_names,
+    by_sample,
     chain_of,
+    closed,
     difference,
     padded,
     put,
@@ -32,7 +34,10 @@ UNIT = "block evaluations skipped (rows x blocks)"
 
 
 class Policy(Protocol):
-    """What decides, keeps and gives back. Rows are indices into the batch.
+    """What decides, keeps and gives back. Rows are indices into the batch that the network was given.
+
+    Signal and residual have one row for each of these; where blocks have several rows a sample (one a frame, or one a
+    place), these are their second axis.
 
     Attributes:
         watches: it decides from the signal, the modulated input of the first attention.
@@ -41,7 +46,7 @@ class Policy(Protocol):
     watches: bool
 
     def missing(self, call: Call, batch: int, signal: Tensor | None) -> list[int]:
-        """The rows that must be computed; the signal [B, tokens, d] is there for those who watch."""
+        """The rows that must be computed; the signal [B, ..., tokens, d] is there for those who watch."""
         ...
 
     def keep(self, call: Call, rows: list[int], residual: States) -> None:
@@ -67,6 +72,12 @@ class _Pass:
     missing: list[int]
     rows: Tensor | None
 
+    def of(self, state: Tensor) -> Tensor:
+        """The rows of a block's state that belong to the missing rows of the batch."""
+        assert self.rows is not None
+        each = state.shape[0] // self.batch
+        return self.rows if each == 1 else (self.rows[:, None] * each + self.rows.new_tensor(range(each))).flatten()
+
 
 @dataclass
 class Residual:
@@ -76,12 +87,14 @@ class Residual:
         who: the plugin, for its messages.
         refs: the blocks in order.
         policy: see `Policy`.
+        others: blocks of the network that are not in the chain, for the share.
         rows, skipped, hits: row evaluations, those times blocks that were skipped, and rows reused by step.
     """
 
     who: str
     refs: Sequence[BlockRef]
     policy: Policy
+    others: int = 0
     attention: nn.Module | None = None
     now: _Pass | None = None
     #: While the first block is on its way to its attention: the states that it was given.
@@ -92,14 +105,15 @@ class Residual:
 
     @staticmethod
     def of(network: Network, who: str, policy: Policy) -> Residual:
-        """The network's chain under this policy.
+        """The network's chain, as far as it is `closed`, under this policy.
 
         Raises:
             ConfigError: see `chain_of`; or the first block has no attention.
         """
-        refs = chain_of(network, who)
+        blocks = chain_of(network, who)
+        refs = closed(blocks)
         inside = [r for r in network.blocks("attention", "cross_attention") if r.name.startswith(f"{refs[0].name}.")]
-        return Residual(who, refs, policy, inside[0].module if inside else None)
+        return Residual(who, refs, policy, len(blocks) - len(refs), inside[0].module if inside else None)
 
     def install(self, patches: Patches) -> None:
         """Replace the blocks' forwards, and the first attention's, which the signal is caught at."""
@@ -163,16 +177,19 @@ class Residual:
             if last:
                 reused = self.policy.recall(now.call)
                 states = tuple(
-                    None if r is None or b is None else b + r for b, r in zip(now.before, reused, strict=True)
+                    None if r is None or b is None else b + r.reshape(b.shape)
+                    for b, r in zip(now.before, reused, strict=True)
                 )
             if now.missing:
-                some = [take(v, n, now.rows, now.batch) for n, v in zip(padded(names, args), args, strict=True)]
-                others = {n: take(v, n, now.rows, now.batch) for n, v in kwargs.items()}
+                like = next(s for s in states if s is not None)
+                batch, rows = like.shape[0], now.of(like)
+                some = [take(v, n, rows, batch) for n, v in zip(padded(names, args), args, strict=True)]
+                others = {n: take(v, n, rows, batch) for n, v in kwargs.items()}
                 computed = states_of(self.who, ref, forward(*some, **others))
                 if last:
-                    before = tuple(None if b is None else b[now.rows] for b in now.before)
+                    before = tuple(None if b is None else b[rows] for b in now.before)
                     self._end(now, computed, before)
-                states = tuple(put(s, now.rows, c) for s, c in zip(states, computed, strict=True))
+                states = tuple(put(s, rows, c) for s, c in zip(states, computed, strict=True))
             if last:
                 self.now = None
             return states[0] if len(states) == 1 else states
@@ -185,10 +202,10 @@ class Residual:
 
     def _begin(self, states: States, signal: Tensor | None) -> _Pass:
         call = active_call()
-        batch = next(s for s in states if s is not None).shape[0]
-        missing = self.policy.missing(call, batch, signal)
-        hits = batch - len(missing)
         like = next(s for s in states if s is not None)
+        batch = active_rows() or like.shape[0]
+        missing = self.policy.missing(call, batch, by_sample(signal, batch))
+        hits = batch - len(missing)
         self.now = _Pass(call, states, batch, missing, like.new_tensor(missing).long() if hits else None)
         self.rows += batch
         self.skipped += hits * len(self.refs)
@@ -196,8 +213,8 @@ class Residual:
         return self.now
 
     def _end(self, now: _Pass, computed: States, before: States) -> None:
-        residual = tuple(difference(self.who, self.refs, a, b) for a, b in zip(before, computed, strict=True))
-        self.policy.keep(now.call, now.missing, residual)
+        whole = (difference(self.who, self.refs, a, b) for a, b in zip(before, computed, strict=True))
+        self.policy.keep(now.call, now.missing, tuple(by_sample(r, len(now.missing)) for r in whole))
         self.now = None
 
     def facts(self, **of_policy: Any) -> dict[str, Any]:
@@ -206,7 +223,7 @@ class Residual:
         return reuse(
             hits=hits,
             misses=self.rows - hits,
-            skipped_share=self.skipped / max(1, self.rows * len(self.refs)),
+            skipped_share=self.skipped / max(1, self.rows * (len(self.refs) + self.others)),
             hit_share=hits / max(1, self.rows),
             hits_by_step=[self.hits[step] for step in sorted(self.hits)],
             **of_policy,

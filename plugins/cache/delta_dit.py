@@ -10,7 +10,7 @@ from suite.call import active_call, first_steps
 from suite.errors import ConfigError
 from suite.hookspecs import hookimpl
 from suite.plugin import Plugin
-from suite.plugins.cache._chain import OTHERWISE, argument, argument_names, as_output, chain_of, states_of
+from suite.plugins.cache._chain import OTHERWISE, argument, argument_names, as_output, chain_of, closed, states_of
 from suite.plugins.cache._outputs import Outputs
 from suite.plugins.cache._shared import found
 from suite.wrap import Wrap, WrapReport, reuse
@@ -144,7 +144,8 @@ class DeltaDiT(Plugin):
     Args:
         interval: N; every N-th step computes, counted anew where the ranges change. 1 computes everything.
         gate: share of the steps in which the last blocks are replaced; in the rest it is the first ones.
-        blocks: how many blocks a range has; none is half of them.
+        blocks: how many blocks a range has; none is half of them, or one less where blocks over space and over
+            time take turns, so that a range ends in the shape in which it begins.
 
     Raises:
         ConfigError: from the hook, if the network has no chain of blocks longer than the range.
@@ -159,8 +160,6 @@ class DeltaDiT(Plugin):
     effects = frozenset({"block-outputs", "step-reuse", "counts-steps"})
     bench_options = ({"interval": 2}, {"interval": 3}, {"interval": 4})
     noop_options: ClassVar[dict[str, Any]] = {"interval": 1}
-    # An odd number ends in the shape in which it begins, also where blocks over space and over time take turns.
-    acting_options: ClassVar[dict[str, Any]] = {"blocks": 3}
 
     def __post_init__(self) -> None:
         if self.interval < 1:
@@ -180,7 +179,7 @@ class DeltaDiT(Plugin):
         from suite.patch import Patches
 
         refs = chain_of(network, "delta-dit")
-        count = len(refs) // 2 if self.blocks is None else self.blocks
+        count = len(closed(refs[: len(refs) // 2])) if self.blocks is None else self.blocks
         if count >= len(refs):
             raise ConfigError(
                 f"delta-dit: blocks = {count}: expected at most {len(refs) - 1}, because {found(network)} and one must "

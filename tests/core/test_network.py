@@ -88,10 +88,10 @@ def _names(ref: BlockRef) -> list[str]:
     return list(code.co_varnames[1 : code.co_argcount])
 
 
-@pytest.mark.parametrize("name", EXPECTED)
+@pytest.mark.parametrize("name", [*EXPECTED, "latte"])
 def test_parts_come_in_the_order_in_which_they_run(name: str) -> None:
     setup = _tiny.Setup(name, steps=1)
-    for kind in EXPECTED[name]:
+    for kind in {**EXPECTED, **MORE}[name]:
         with _tiny.counting(setup.network, kind) as seen:
             setup.generate()
         assert seen.order == [ref.name for ref in setup.network.blocks(kind)]

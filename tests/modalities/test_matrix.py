@@ -46,7 +46,6 @@ PLUGINS = [
 #: Plugin and model -> what the plugin says of this network.
 SHAPES = {
     ("first-block", "emoji-unet-32"): "nested in the stages of a U-Net",
-    ("first-block", "motion-64"): "their difference is not a residual",
     ("cache-dit", "emoji-unet-32"): "nested in the stages of a U-Net",
     **{("cache-dit", name): "never the network's forward" for name in ("gloss-masked", "gloss-continuous")},
     ("delta-dit", "emoji-unet-32"): "nested in the stages of a U-Net",

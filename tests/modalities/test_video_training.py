@@ -16,8 +16,7 @@ from suite.modalities.shared.caption_table import named_captions
 from suite.modalities.video import training
 from suite.modalities.video.config import VideoTraining, read
 from suite.modalities.video.data import load
-from suite.modalities.video.network import begin_with_image, call, in_turn
-from suite.network import discover
+from suite.modalities.video.network import begin_with_image, call
 from suite.recipe import Recipe
 from suite.weights import load_network
 
@@ -73,20 +72,6 @@ def test_a_start_that_does_not_fit_is_an_error():
         begin_with_image(network, training.weights_of("emoji-64"))
     with pytest.raises(ConfigError, match="has no transformer"):
         training.weights_of("emoji-unet-32")
-
-
-def test_blocks_are_told_in_the_order_in_which_they_run():
-    config = read(SHIPPED, ["model.num_layers=2", "start=''"])
-    network = training.build(config).eval()
-    seen = []
-    for name, part in network.named_modules():
-        if name.count(".") == 1 and "transformer_blocks" in name:
-            part.register_forward_hook(lambda *_, name=name: seen.append(name))
-    with torch.inference_mode():
-        call(network, torch.randn(1, *config.shape), torch.zeros(1), torch.randn(1, 4, 384), torch.ones(1, 4))
-    refs = in_turn(network)
-    assert [ref.name for ref in refs if ref.kind == "block"] == seen and len(seen) == 4
-    assert {ref.name for ref in refs} == {ref.name for ref in discover(network)}
 
 
 def test_padding_is_not_seen():

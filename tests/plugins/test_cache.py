@@ -505,7 +505,7 @@ class Block(nn.Module):
 @pytest.mark.parametrize(
     ("module", "message"),
     [
-        (Pair(Block(), Block(tail=2)), r"blocks.0 gives \(1, 3, 2\) and blocks.1 \(1, 5, 2\), so"),
+        (Pair(Block(), Block(tail=2)), r"blocks.1 is given \(1, 3, 2\) and blocks.1 gives \(1, 5, 2\), so"),
         (Pair(Block(), Block(), order=(1, 0)), r"blocks.1 ran before blocks.0"),
         (Pair(Block(split=True), Block()), r"blocks.0 returned 2 values, expected hidden_states"),
     ],

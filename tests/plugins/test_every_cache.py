@@ -46,10 +46,10 @@ NESTED = dict.fromkeys(UNETS, "nested in the stages of a U-Net")
 #: Cache -> class -> why it does not serve it.
 REFUSES: dict[str, dict[str, str]] = {
     "fora": {"unet-bare": "looked for attention"},
-    "first-block": {**NESTED, "latte": "their difference is not a residual"},
+    "first-block": NESTED,
     "deepcache": dict.fromkeys(TRANSFORMERS, "looked for a U-Net"),
     "deepcache-centred": dict.fromkeys(TRANSFORMERS, "looked for a U-Net"),
-    "delta-dit": {**NESTED, "latte": "are not one chain"},
+    "delta-dit": NESTED,
     "pab": {"unet-bare": "looked for attention"},
     "t-gate": dict.fromkeys(CROSSLESS, "looked for cross_attention"),
     "diffusers-cache": {"unet-bare": "found nothing to hook", "masked-lm": "hook does not fit ModernBert"},
