@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -449,18 +450,22 @@ def show_quality(record: Record, headline: Mapping[str, int]) -> None:
         exact = record.find(steps=steps, cache="", run_steps=steps)
         base = (exact or {}).get("metrics", {})
         shown = [name for name in headline if name in base]
-        for row in sorted((r for r in record.rows if r["steps"] == steps and r["metrics"]), key=lambda r: r["error"]):
+        mine = [row for row in record.rows if row["steps"] == steps and row["metrics"]]
+        for row in sorted(mine, key=lambda r: math.inf if r["error"] is None else r["error"]):
             cells = []
             for name in shown:
                 better = headline[name] * (row["metrics"][name] - base[name]) / (abs(base[name]) or 1.0) + 0.0
                 cells.append(f"{row['metrics'][name]:.4g} ({better:+.1%})")
-            skipped = row.get("skipped_share")
+            other, skipped = row.get("other_seeds"), row.get("skipped_share")
             rows.append((
-                steps, row["cache"] or f"{row['run_steps']} steps", f"{row['error']:.3g}",
-                "-" if skipped is None else f"{skipped:.0%}", *cells,
+                steps, row["cache"] or ("other seeds" if other else f"{row['run_steps']} steps"),
+                "-" if other else f"{row['error']:.3g}", "-" if skipped is None else f"{skipped:.0%}", *cells,
             ))  # fmt: skip
     table(("steps", "run", "error", "skipped", *headline), rows)
-    print("in brackets how much better than all steps without a cache, from the same noise (- is worse)")
+    print(
+        "in brackets how much better than all steps without a cache, from the same noise (- is worse); other seeds "
+        "differ by chance alone"
+    )
 
 
 def show_caches(record: Record) -> None:

@@ -178,7 +178,8 @@ def test_caches_by_quality_alone(suite, here):
     assert lines[0].split()[1:4] == ["5", "steps", "0"] and lines[0].count("(+0.0%)") == 2 and "better" in note
     rows = json.loads((here / file).read_text())["rows"]
     (cached,) = [row for row in rows if row["cache"]]
-    (plain,) = [row for row in rows if row["run_steps"] == 5 and not row["cache"]]
+    plain, other = [row for row in rows if row["run_steps"] == 5 and not row["cache"]]
+    assert other["other_seeds"] and other["metrics"] != plain["metrics"] and "other seeds" in lines[-1]
     assert cached["seconds"] == [] and "ratio" not in cached and not (here / "caches.png").exists()
     change = (plain["metrics"]["frechet"] - cached["metrics"]["frechet"]) / plain["metrics"]["frechet"]
     (line,) = [line for line in lines if "fora" in line]
