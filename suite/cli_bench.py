@@ -449,11 +449,13 @@ def show_quality(record: Record, headline: Mapping[str, int]) -> None:
     for steps in sorted({row["steps"] for row in record.rows}, reverse=True):
         exact = record.find(steps=steps, cache="", run_steps=steps)
         base = (exact or {}).get("metrics", {})
-        shown = [name for name in headline if name in base]
         mine = [row for row in record.rows if row["steps"] == steps and row["metrics"]]
         for row in sorted(mine, key=lambda r: math.inf if r["error"] is None else r["error"]):
             cells = []
-            for name in shown:
+            for name in headline:
+                if name not in base or name not in row["metrics"]:  # no prompt asks for what it measures
+                    cells.append("-")
+                    continue
                 better = headline[name] * (row["metrics"][name] - base[name]) / (abs(base[name]) or 1.0) + 0.0
                 cells.append(f"{row['metrics'][name]:.4g} ({better:+.1%})")
             other, skipped = row.get("other_seeds"), row.get("skipped_share")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -127,7 +127,8 @@ def _in_order(module: nn.Module) -> list[tuple[str, nn.Module]]:
     late = {"mid_block": 1, "up_blocks": 2}
     parts = [(name, part) for name, part in module.named_modules() if name]
     at = {name: number for number, (name, _) in enumerate(parts)}
-    twins = {name: twin for name, part in parts if (twin := _twin(name, part, dict(parts)))}
+    lists = {name: len(part) for name, part in parts if isinstance(part, nn.ModuleList)}
+    twins = {name: twin for name in lists if (twin := _twin(name, lists))}
 
     def turn(name: str) -> tuple[int, int, int, int]:
         """Late or not; the place of its list, or its own; which member it is in; its place."""
@@ -139,13 +140,12 @@ def _in_order(module: nn.Module) -> list[tuple[str, nn.Module]]:
     return sorted(parts, key=lambda item: turn(item[0]))
 
 
-def _twin(name: str, part: nn.Module, parts: dict[str, nn.Module]) -> str:
-    """Of two equally long lists X and temporal_X side by side the name of X; "" for any other part."""
+def _twin(name: str, lists: Mapping[str, int]) -> str:
+    """Of two equally long lists X and temporal_X side by side the name of X; "" for any other list."""
     above, dot, last = name.rpartition(".")
-    spatial = above + dot + last.removeprefix("temporal_")
-    pair = parts.get(spatial), parts.get(above + dot + "temporal_" + last.removeprefix("temporal_"))
-    alike = all(isinstance(p, nn.ModuleList) for p in pair) and len(pair[0]) == len(pair[1])  # pyright: ignore[reportArgumentType]
-    return spatial if alike else ""
+    plain = last.removeprefix("temporal_")
+    spatial, temporal = (above + dot + prefix + plain for prefix in ("", "temporal_"))
+    return spatial if lists.get(spatial) is not None and lists[spatial] == lists.get(temporal) else ""
 
 
 def _is_stage(name: str) -> bool:
