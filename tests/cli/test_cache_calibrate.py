@@ -70,13 +70,13 @@ def stamped(here, method="teacache", **stamp):
 
 
 def test_what_does_not_fit_is_refused(suite, here):
-    run = ("image", "x", "--steps", 20, "--cache")
+    run = ("image", "x", "--steps", 24, "--cache")  # a number of which none ships
     for plugin in ("teacache", "magcache", "block-cache"):
         done = suite(*run, plugin)
         assert done.code == 2 and f"suite cache calibrate {plugin} --modality image --model emoji-64" in done.err
     stamped(here)
     done = suite(*run, "teacache:file=c.json")
-    assert done.code == 2 and "another model" in done.err and "2 steps, not 20" in done.err
+    assert done.code == 2 and "another model" in done.err and "2 steps, not 24" in done.err
     done = suite(*run, "magcache:file=c.json")
     assert done.code == 2 and "is for the cache teacache, not for magcache" in done.err
     (here / "c.json").write_text("{")
@@ -116,11 +116,12 @@ def test_bad_input_is_refused_without_torch(launch, here, words, said):
     assert not list(here.glob("*.json"))
 
 
-def test_shipped_calibrations_are_of_the_shipped_model():
-    mine = {name: path for name, path in cache_file.shipped().items() if "-emoji-64-" in name}
-    assert {"teacache-emoji-64-50", "learned-emoji-64-20", "magcache-emoji-64-30", "magcache-emoji-64-50"} <= set(mine)
+@pytest.mark.parametrize(("modality", "model"), [("image", "emoji-64"), ("audio", "sound-16k"), ("video", "motion-64")])
+def test_shipped_calibrations_are_of_the_shipped_model(modality, model):
+    mine = {name: path for name, path in cache_file.shipped().items() if f"-{model}-" in name}
+    assert {f"magcache-{model}-50", f"magcache-{model}-20"} <= set(mine)
     for name, path in mine.items():
-        content = cache_file.read(path, name.partition("-emoji")[0])
-        assert content.stamp.model == open_folder("emoji-64", "image").hash
+        content = cache_file.read(path, name.partition(f"-{model}")[0])
+        assert content.stamp.model == open_folder(model, modality).hash
         assert content.stamp.steps == int(name.rsplit("-", 1)[1]) and json.dumps(dict(content.made))
         assert path.stat().st_size < 60_000
