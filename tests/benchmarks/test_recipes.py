@@ -97,7 +97,7 @@ def test_quality(case: Case) -> None:
             found = engine.modality.metrics([a for r in results for a in r.artifacts], prompts)
         base = base or found
         cells = [
-            f"{found[name]:.4g} ({100 * sign * (found[name] / base[name] - 1):+.1f} %)"
+            f"{found[name]:.4g} ({100 * sign * (found[name] / base[name] - 1) + 0.0:+.1f} %)"
             for name, sign in case.metrics.items()
         ]
         name = f"`{recipe}`" + (", other seeds" if first else "")
