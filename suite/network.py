@@ -132,10 +132,12 @@ def _in_order(module: nn.Module) -> list[tuple[str, nn.Module]]:
 
     def turn(name: str) -> tuple[int, int, int, int]:
         """Late or not; the place of its list, or its own; which member it is in; its place."""
-        for end in (k for k, letter in enumerate(name) if letter == "."):
-            if (spatial := twins.get(name[:end])) is not None:
-                return late.get(name.split(".")[0], 0), at[spatial], int(name[end + 1 :].split(".")[0]), at[name]
-        return late.get(name.split(".")[0], 0), at[name], -1, at[name]
+        path = name.split(".")
+        last = late.get(path[0], 0)
+        for depth in range(1, len(path)):
+            if (spatial := twins.get(".".join(path[:depth]))) is not None:
+                return last, at[spatial], int(path[depth]), at[name]
+        return last, at[name], -1, at[name]
 
     return sorted(parts, key=lambda item: turn(item[0]))
 
@@ -145,7 +147,7 @@ def _twin(name: str, lists: Mapping[str, int]) -> str:
     above, dot, last = name.rpartition(".")
     plain = last.removeprefix("temporal_")
     spatial, temporal = (above + dot + prefix + plain for prefix in ("", "temporal_"))
-    return spatial if lists.get(spatial) is not None and lists[spatial] == lists.get(temporal) else ""
+    return spatial if spatial in lists and lists[spatial] == lists.get(temporal) else ""
 
 
 def _is_stage(name: str) -> bool:
