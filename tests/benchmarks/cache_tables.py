@@ -2,7 +2,8 @@
 
     python tests/benchmarks/cache_tables.py QUALITY [TIMES]
 
-QUALITY is the folder of a run with `--rounds 0 --metric`, TIMES that of a run with rounds; modality and steps are the same.
+QUALITY is the folder of a run with `--rounds 0 --metric`, TIMES that of a run with rounds, of the same modality
+and steps.
 """
 
 import json
