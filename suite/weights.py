@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -17,8 +18,11 @@ from suite.patches_as_products import patches_as_products
 FILES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 
 
-def load_network(folder: Path, device: str, dtype: torch.dtype) -> nn.Module:
+def load_network(folder: Path, device: str, dtype: torch.dtype, given: Mapping[str, Tensor] | None = None) -> nn.Module:
     """The network in `folder` (config.json and one safetensors file), in eval mode, without gradients.
+
+    Args:
+        given: tensors that the folder leaves out, because an installed package holds them.
 
     Raises:
         ConfigError: a file is missing, truncated, or its tensors do not fit the configuration.
@@ -27,10 +31,10 @@ def load_network(folder: Path, device: str, dtype: torch.dtype) -> nn.Module:
     module = _build(folder, config)
     for name in FILES:
         if (folder / name).is_file():
-            load_weights(module, folder / name, type(module).__name__)
+            load_weights(module, folder / name, type(module).__name__, given)
             break
         if (folder / f"{name}.index.json").is_file():
-            load_weights(module, folder / f"{name}.index.json", type(module).__name__)
+            load_weights(module, folder / f"{name}.index.json", type(module).__name__, given)
             break
     else:
         raise ConfigError(f"{folder} has no weights; expected {FILES[0]}")
@@ -49,13 +53,15 @@ def _constants(module: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in module.named_buffers() if name not in saved}
 
 
-def load_weights(module: nn.Module, weights: Path, owner: str) -> None:
+def load_weights(module: nn.Module, weights: Path, owner: str, given: Mapping[str, Tensor] | None = None) -> None:
     """Fill `module` from a safetensors file, or the index of several; `owner` is what the messages call it.
+
+    `given` are tensors that the files leave out.
 
     Raises:
         ConfigError: the file is missing, truncated, or its tensors are not the module's.
     """
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = dict(given or {})
     for part in _parts(weights):
         try:
             tensors |= load_file(part)

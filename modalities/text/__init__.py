@@ -72,7 +72,7 @@ class Text(Modality):
             )
         self.tokenizer = vocabulary.read_tokenizer(folder)
         self.pad, self.mask = vocabulary.PAD, vocabulary.MASK
-        module = load_network(folder.path / str(folder.fact("network")), device, dtype)
+        module = load_network(folder.path / str(folder.fact("network")), device, dtype, self._given())
         self.table = None
         if self.family == "masked":
             self.mask_token = vocabulary.MASK
@@ -84,6 +84,18 @@ class Text(Modality):
         masked = self.family == "masked"  # tells the network neither the time nor anything but tokens
         layout = Layout((*width, self.shortest), tokens=self.shortest, parts=masked)
         self.network = Network(module, layout, timeless=masked)
+
+    def _given(self) -> dict[str, Tensor]:
+        """The embeddings of a model that starts from the sentence encoder: they are the installed package's."""
+        if (said := self.folder.facts.get("embeddings")) is None:
+            return {}
+        if said != vocabulary.ENCODER:
+            raise ConfigError(
+                f"model {self.folder.name}: embeddings {said!r} in suite.json; expected {vocabulary.ENCODER!r}"
+            )
+        from suite.modalities.text.pieces import EMBEDDINGS, table
+
+        return {EMBEDDINGS: table(self.tokenizer)}
 
     @classmethod
     def check(cls, folder: ModelFolder, request: Request) -> None:
@@ -130,7 +142,7 @@ class Text(Modality):
     def _prompts(self, prompts: Sequence[str]) -> Cond:
         import torch
 
-        rows = [vocabulary.prompt_tokens(self.tokenizer, p) if p else [vocabulary.NONE] for p in prompts]
+        rows = [vocabulary.prompt_tokens(self.tokenizer, p) for p in prompts]
         tokens = torch.tensor([row + [self.pad] * (vocabulary.PROMPT - len(row)) for row in rows])
         mask = torch.tensor([[k < len(row) for k in range(vocabulary.PROMPT)] for row in rows])
         return {"prompt": tokens.to(self.device), "mask": mask.to(self.device)}
@@ -170,7 +182,7 @@ class Text(Modality):
         """Strings, one a row. Embeddings are rounded to the nearest token's."""
         if self.table is not None:
             x0 = (x0.to(self.table) @ self.table.T).argmax(-1)  # rows of equal length: nearest = largest product
-        return [self.tokenizer.decode(vocabulary.words_of(row)).strip() for row in x0.tolist()]
+        return [vocabulary.written(self.tokenizer, row) for row in x0.tolist()]
 
     def save(self, artifact: str, path: Path, metadata: Mapping[str, Any]) -> None:
         """The text and a newline; or as .jsonl one line {"text", "prompt", "suite", "index"}."""

@@ -17,9 +17,11 @@ class TextTraining:
     """One training recipe.
 
     `family` chooses the diffusion: masked tokens, or continuous embeddings of `width` channels. `model` gives the
-    arguments of transformers' ModernBertConfig. `canvases` are the lengths of text that are trained, with the batch
-    of each, and `canvas_shares` how often each is drawn; `shares` how often each kind of text is. `pad_weight` is
-    the weight of the places after a text's end. `time_floor` is the smallest time drawn.
+    arguments of transformers' ModernBertConfig, or with `start: minilm` what differs from the sentence encoder's.
+    `canvases` are the lengths of text that are trained, with the batch of each, and `canvas_shares` how often each is
+    drawn; `shares` how often each kind of text is, for all canvases or in `shares_at` for one. `pad_weight` is the
+    weight of the places after a text's end. `time_floor` is the smallest time drawn.
+    Masked only: `weighting` is `bound`, each masked place by 1/t, or `mean`, all masked places alike.
     Continuous only: `self_conditioning` is how often the network is shown its own estimate, `noise` the schedule's
     description, `anchor` the weight of the squared error beside the cross-entropy.
     """
@@ -33,6 +35,8 @@ class TextTraining:
     shares: Mapping[str, float] = field(
         default_factory=lambda: {"definition": 0.6, "sentence": 0.1, "novel": 0.1, "speech": 0.2}
     )
+    shares_at: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+    weighting: Literal["bound", "mean"] = "bound"
     prompt_dropout: float = 0.1
     pad_weight: float = 0.3
     time_floor: float = 0.05
@@ -51,7 +55,14 @@ class TextTraining:
             raise ConfigError(
                 f"canvases is {dict(self.canvases)}, expected lengths of 8 to 64 with batches of 1 or more"
             )
-        for name, table in (("shares", self.shares), ("canvas_shares", self.canvas_shares)):
+        if self.weighting not in ("bound", "mean"):
+            raise ConfigError(f"weighting is {self.weighting!r}, expected bound or mean")
+        if unknown := set(self.shares_at) - set(self.canvases):
+            raise ConfigError(f"shares_at names {sorted(unknown)}, which are no canvases")
+        if self.family == "continuous" and self.model.get("start"):
+            raise ConfigError("model.start is for the masked family; the continuous one starts from nothing")
+        tables = [("shares", self.shares), ("canvas_shares", self.canvas_shares)]
+        for name, table in (*tables, *((f"shares_at.{n}", t) for n, t in self.shares_at.items())):
             if not table or min(table.values()) < 0 or sum(table.values()) <= 0:
                 raise ConfigError(f"{name} is {dict(table)}, expected parts of 0 or more")
         if not 0 <= self.prompt_dropout < 1 or not 0 < self.time_floor < 1 or not 0 <= self.self_conditioning <= 1:

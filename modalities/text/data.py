@@ -8,8 +8,10 @@ The container is a safetensors file:
     text_kinds      uint8 [N]         index into `sources.KINDS`
     text_held_out   uint8 [N]         1 where training must not look: every synonym's text of a held-out prompt
     prompt_tokens   uint16 [tokens]   all prompts; `prompt_offsets` int32 [P + 1], `prompt_texts` int32 [P]
-    token_vectors   float16 [V, 384]  MiniLM's sentence vector of each token's letters: a start for embeddings
-and, under the one metadata key `suite`, JSON with the tokenizer, the kinds and the sources.
+    token_vectors   float16 [V, 384]  MiniLM's sentence vector of each token's letters: a start for embeddings;
+                                      none of word pieces, whose embeddings MiniLM has itself
+and, under the one metadata key `suite`, JSON with the tokenizer, how many of its tokens a text may have, the kinds and
+the sources.
 """
 
 from __future__ import annotations
@@ -17,24 +19,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from rich.console import Console
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from suite.errors import ConfigError
 from suite.modalities.shared import container
 from suite.modalities.shared.container import LIMIT
 from suite.modalities.shared.fetch import cache_dir, digest, fetch
+from suite.modalities.text import pieces
 from suite.modalities.text.sources import KINDS, SOURCES, Record, Source
 from suite.modalities.text.vocabulary import PROMPT, SPECIAL
 
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
-FORMAT = 1
-VOCABULARY = 8192
+FORMAT = 2
 LONGEST = 63
 """Tokens of a text at most; longer ones are left out. One place of 64 is for the end."""
 _HELD_OUT = 50
@@ -48,7 +48,7 @@ class TextData:
     """Texts and prompts as tokens.
 
     `tokens`, `offsets`, `kinds`, `held_out`: see the head of this file; `prompt_*` likewise, with `prompt_texts` the
-    text that each prompt asks for, in the order of the texts.
+    text that each prompt asks for, in the order of the texts. Texts have the first `outputs` tokens alone.
     """
 
     tokens: Tensor
@@ -60,6 +60,7 @@ class TextData:
     prompt_texts: Tensor
     vectors: Tensor
     tokenizer: str = field(repr=False)
+    outputs: int
     about: Mapping[str, Any]
 
     def __len__(self) -> int:
@@ -73,18 +74,20 @@ class TextData:
 
 def prepare(
     cache: Path | None = None,
-    size: int = VOCABULARY,
+    size: int | None = None,
     out: Path | None = None,
     sources: Sequence[Source] = SOURCES,
     vectors: Vectors | None = None,
     limit: int = LIMIT,
 ) -> Path:
-    """Fetch the sources, train a tokenizer of `size` tokens, encode, and write `text-<size>.safetensors`.
+    """Fetch the sources, encode, and write `text-pieces.safetensors`: MiniLM's word pieces (`text.pieces`).
 
-    `cache` holds the archives (default `cache_dir()`), `out` is the folder of the result (default `cache`).
+    With `size` a byte-level BPE of so many tokens is trained instead, for models that start from nothing, and the file
+    is `text-<size>.safetensors`. Held out are also the texts that the metrics compare with. `cache` holds the archives
+    (default `cache_dir()`), `out` is the folder of the result (default `cache`).
     Raises ConfigError when a source gives fewer records than it must, or the result is larger than `limit` bytes.
     """
-    if not 512 <= size <= 2**16:
+    if size is not None and not 512 <= size <= 2**16:
         raise ConfigError(f"size is {size}: expected a vocabulary of 512 to 65536 tokens")
     folder = cache_dir() if cache is None else Path(cache)
     say = Console(stderr=True).print
@@ -106,27 +109,43 @@ def prepare(
             "client": source.archive.client,
             "sha256": digest(path),
         }
-    target = (folder if out is None else Path(out)) / f"text-{size}.safetensors"
-    return write(target, records, size, list(origins.values()), vectors or sentence_vectors, limit)
+    from suite.modalities.text.metrics.reference import load_real
+
+    target = (folder if out is None else Path(out)) / f"text-{size or 'pieces'}.safetensors"
+    reserved = frozenset(load_real().texts)
+    return write(target, records, size, list(origins.values()), vectors or sentence_vectors, limit, reserved)
 
 
 def write(
     target: Path,
     records: Sequence[Record],
-    size: int,
+    size: int | None,
     sources: Sequence[Mapping[str, Any]],
     vectors: Vectors,
     limit: int = LIMIT,
+    reserved: frozenset[str] = frozenset(),
 ) -> Path:
-    """Write the container of these records to `target`, atomically, without texts of more than `LONGEST` tokens."""
-    tokenizer = train_tokenizer(records, size)
-    coded = [e.ids for e in tokenizer.encode_batch([r.text for r in records])]
-    fits = [k for k, ids in enumerate(coded) if len(ids) <= LONGEST]
+    """Write the container of these records to `target`, atomically, without texts of more than `LONGEST` tokens.
+
+    `size` is as in `prepare`; `reserved` are texts to hold out besides every fiftieth.
+    """
+    if size is None:
+        said, outputs = pieces.make(r.text for r, held in zip(records, held_out(records), strict=True) if not held)
+        tokenizer = Tokenizer.from_str(said)
+        reading = pieces.only(tokenizer, outputs)
+    else:
+        reading = tokenizer = train_tokenizer(records, size)
+        outputs = tokenizer.get_vocab_size()
+    coded = [e.ids for e in reading.encode_batch([r.text for r in records], add_special_tokens=False)]
+    # A piece that no text may have stands for a character that the encoder does not know.
+    fits = [k for k, ids in enumerate(coded) if len(ids) <= LONGEST and max(ids, default=0) < outputs]
     records, coded = [records[k] for k in fits], [coded[k] for k in fits]
     owners = [k for k, r in enumerate(records) for _ in r.prompts]
-    prompts = [e.ids[:PROMPT] for e in tokenizer.encode_batch([p for r in records for p in r.prompts])]
-    held = held_out(records)
-    words = [str(tokenizer.id_to_token(k)) for k in range(tokenizer.get_vocab_size())]
+    tokenizer.enable_truncation(PROMPT)  # a mark at the end stays
+    prompts = [e.ids for e in tokenizer.encode_batch([p for r in records for p in r.prompts])]
+    tokenizer.no_truncation()
+    held = [one or r.text in reserved for one, r in zip(held_out(records), records, strict=True)]
+    words = [str(tokenizer.id_to_token(k)) for k in range(outputs if size else 0)]
     tensors = {
         "text_tokens": _flat(coded),
         "text_offsets": _offsets(coded),
@@ -137,7 +156,8 @@ def write(
         "prompt_texts": torch.tensor(owners, dtype=torch.int32),
         "token_vectors": vectors([w.replace("Ġ", " ").strip() or w for w in words]).half(),
     }
-    about = {"format": FORMAT, "kinds": KINDS, "sources": list(sources), "tokenizer": tokenizer.to_str()}
+    about = {"format": FORMAT, "kinds": KINDS, "sources": list(sources), "tokenizer": tokenizer.to_str(),
+             "outputs": outputs}  # fmt: skip
     content = container.packed(tensors, about)
     if len(content) > limit:
         raise container.too_large(f"{len(records)} texts", len(content), limit)
@@ -154,7 +174,7 @@ def held_out(records: Sequence[Record]) -> list[bool]:
 
 def train_tokenizer(records: Sequence[Record], size: int) -> Tokenizer:
     """Byte-level BPE over lower-case text, trained on the texts and the prompts; `SPECIAL` are its first tokens."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
@@ -178,9 +198,9 @@ def train_tokenizer(records: Sequence[Record], size: int) -> Tokenizer:
 
 def sentence_vectors(texts: Sequence[str]) -> Tensor:
     """MiniLM's sentence vectors [N, 384]: the mean of the token states, of length 1."""
-    from suite.modalities.shared.text_encoder import encode
+    from suite.modalities.shared.text_encoder import WIDTH, encode
 
-    rows = []
+    rows = [torch.zeros(0, WIDTH)]
     for start in range(0, len(texts), 512):
         found = encode(texts[start : start + 512], 12)
         rows.append(found.states.sum(1) / found.mask.sum(1, keepdim=True))
@@ -202,6 +222,7 @@ def load(path: Path | str) -> TextData:
             prompt_texts=tensors["prompt_texts"].long(),
             vectors=tensors["token_vectors"].float(),
             tokenizer=about["tokenizer"],
+            outputs=int(about["outputs"]),
             about={k: v for k, v in about.items() if k != "tokenizer"},
         )
 

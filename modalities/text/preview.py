@@ -13,7 +13,7 @@ from suite import noise as noises
 from suite.modalities.text import embedding
 from suite.modalities.text.config import TextTraining
 from suite.modalities.text.data import TextData
-from suite.modalities.text.vocabulary import MASK, PAD, PROMPT
+from suite.modalities.text.vocabulary import MASK, PAD, PROMPT, written
 
 PROMPTS = (
     "disaster (noun)",
@@ -44,13 +44,9 @@ def write_samples(writer: Any, data: TextData, config: TextTraining, path: Path,
     mask = torch.tensor([[k < len(ids) for k in range(PROMPT)] for ids in coded], device=device)
     draw = _masked if config.family == "masked" else _continuous
     tokens = draw(writer, prompt, mask, min(config.canvases), steps, config)
-    lines = [f"{p} -> {tokenizer.decode(row[: _end(row)]).strip()}" for p, row in zip(PROMPTS, tokens, strict=True)]
+    lines = [f"{p} -> {written(tokenizer, row)}" for p, row in zip(PROMPTS, tokens, strict=True)]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines) + "\n")
-
-
-def _end(row: list[int]) -> int:
-    return row.index(PAD) if PAD in row else len(row)
 
 
 def _masked(

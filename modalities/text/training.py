@@ -4,7 +4,8 @@ Both draw a canvas length, then texts that fit it, then one prompt of each; the 
 canvas, and the padding is generated too: it is how the length of a text is chosen.
 
 masked      x_t keeps each token with chance 1 - t. The loss is the cross-entropy at masked places, weighted by 1/t
-            (MDLM, Sahoo 2024, Eq. 11; LLaDA, Nie 2025, Eq. 3): a bound on the negative log-likelihood.
+            (MDLM, Sahoo 2024, Eq. 11; LLaDA, Nie 2025, Eq. 3): a bound on the negative log-likelihood. Or its mean
+            over them (MaskGIT, Chang 2022): less variance, and the same optimum where the network can reach it.
 continuous  x_t = alpha e + sigma eps over unit-variance embeddings e; the loss is the cross-entropy of the tokens
             given x_t (CDCD, Dieleman 2022), whose estimate of x0 is the mean embedding under the predicted
             distribution. With chance `self_conditioning` the network sees its own estimate (Chen 2022).
@@ -20,20 +21,22 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from suite import noise as noises
+from suite.errors import ConfigError
 from suite.modalities.shared.export import export_folder
 from suite.modalities.shared.stages import in_stages
 from suite.modalities.shared.text_encoder import quiet
 from suite.modalities.shared.training import TrainState, averaged
 from suite.modalities.shared.training import train as run_training
-from suite.modalities.text import embedding
+from suite.modalities.text import embedding, pieces
 from suite.modalities.text.config import TextTraining, read
 from suite.modalities.text.data import TextData, load
-from suite.modalities.text.network import build, text_logits
+from suite.modalities.text.network import build, from_encoder, text_logits
 from suite.modalities.text.sources import KINDS
-from suite.modalities.text.vocabulary import MASK, NONE, PAD, PROMPT
+from suite.modalities.text.vocabulary import ENCODER, MASK, NONE, PAD, PROMPT
 
 EXPORT = "model"
 """Sub-folder of a run that gets the finished model."""
@@ -52,6 +55,8 @@ class Batches:
     first: Tensor
     count: Tensor
     chances: Mapping[int, Tensor]
+    framed: bool = False
+    """Prompts have marks at both ends, as word pieces do."""
 
     def draw(self, canvas: int, batch: int, dropout: float, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Texts [B, canvas], prompts [B, P] and the prompts' masks [B, P]."""
@@ -60,7 +65,7 @@ class Batches:
         which = (torch.rand(batch, device=device, generator=rng) * self.count[index]).long() + self.first[index]
         dropped = torch.rand(batch, device=device, generator=rng) < dropout
         prompt, mask = self.prompts_of(which)
-        prompt, mask = silent(prompt, mask, dropped)
+        prompt, mask = silent(prompt, mask, dropped, self.framed)
         return self.texts[index, :canvas], prompt, mask
 
     def prompts_of(self, which: Tensor) -> tuple[Tensor, Tensor]:
@@ -69,12 +74,12 @@ class Batches:
         return self.prompts[which], position < self.prompt_lengths[which, None]
 
 
-def silent(prompt: Tensor, mask: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
-    """The same prompts, but those of rows `where` say nothing: one token `NONE`."""
+def silent(prompt: Tensor, mask: Tensor, where: Tensor, framed: bool = False) -> tuple[Tensor, Tensor]:
+    """The same prompts, but those of rows `where` say nothing: one token `NONE`, between its marks if `framed`."""
     none = torch.full_like(prompt, PAD)
-    none[:, 0] = NONE
-    first = torch.zeros_like(mask)
-    first[:, 0] = True
+    words = [int(prompt[0, 0]), NONE, PAD] if framed else [NONE]
+    none[:, : len(words)] = torch.tensor(words, device=prompt.device)
+    first = torch.arange(prompt.shape[1], device=prompt.device) < len(words)
     return torch.where(where[:, None], none, prompt), torch.where(where[:, None], first, mask)
 
 
@@ -83,11 +88,15 @@ class Writer(nn.Module):
 
     def __init__(self, config: TextTraining, data: TextData) -> None:
         super().__init__()
-        self.network: Any = build(dict(config.model), len(data.vectors))
+        tokenizer = Tokenizer.from_str(data.tokenizer)
+        self.network: Any = build(config.model, tokenizer.get_vocab_size(), data.outputs)
+        self.table = None
+        if config.model.get("start"):
+            from_encoder(self.network, pieces.table(tokenizer))
+            return
         hidden = self.network.config.hidden_size
         with torch.no_grad():
             self.network.get_input_embeddings().weight.copy_(embedding.start(data.vectors, hidden) * 0.05)
-        self.table = None
         if config.family == "continuous":
             self.table = nn.Parameter(embedding.start(data.vectors, config.width))
 
@@ -111,6 +120,9 @@ def train(
     `samples-<step>.txt` and, unless the run was stopped early by Ctrl-C, the folder `model`.
     """
     config, texts, out = read(config_path, overrides), load(data), Path(out)
+    if bool(config.model.get("start")) != (not len(texts.vectors)):
+        kind = "word pieces (without --size)" if config.model.get("start") else "a vocabulary of its own (--size 8192)"
+        raise ConfigError(f"{config_path} trains over {kind}, and {data} is not of that kind: prepare it again")
     torch.manual_seed(config.train.seed)
     writer = Writer(config, texts)
     device = Accelerator(cpu=not torch.cuda.is_available()).device
@@ -136,17 +148,23 @@ def make_batches(data: TextData, config: TextTraining, device: torch.device) -> 
     chances = {}
     for canvas in config.canvases:
         fits = (lengths < canvas) & ~data.held_out
-        chance = torch.zeros(len(data))
+        chance, shares = torch.zeros(len(data)), config.shares_at.get(canvas, config.shares)
         for kind, name in enumerate(KINDS):
             here = fits & (data.kinds == kind)
-            chance[here] = config.shares.get(name, 0.0) / max(1, int(here.sum()))
+            chance[here] = shares.get(name, 0.0) / max(1, int(here.sum()))
         chances[canvas] = chance.to(device)
     count = torch.bincount(data.prompt_texts, minlength=len(data))
     prompts = padded(data.prompt_tokens, data.prompt_offsets, PROMPT)
     prompt_lengths = data.prompt_offsets.diff()
     first = count.cumsum(0) - count
     return Batches(
-        texts.to(device), prompts.to(device), prompt_lengths.to(device), first.to(device), count.to(device), chances
+        texts.to(device),
+        prompts.to(device),
+        prompt_lengths.to(device),
+        first.to(device),
+        count.to(device),
+        chances,
+        framed=not len(data.vectors),
     )
 
 
@@ -182,6 +200,8 @@ def masked_loss(batches: Batches, config: TextTraining) -> Callable[[nn.Module, 
         logits = writer(prompt, mask, torch.where(hidden, MASK, text))
         nats = F.cross_entropy(logits.flatten(0, 1).float(), text.flatten(), reduction="none").view_as(text)
         weight = weights(text, config.pad_weight)
+        if config.weighting == "mean":
+            return (nats * weight * hidden).sum() / (weight * hidden).sum().clamp(min=1e-6)
         return (nats * weight * hidden / t).sum() / weight.sum()
 
     return loss
@@ -235,9 +255,19 @@ def export(state: TrainState, config: TextTraining, data: TextData, out: Path, l
         if table is not None:
             save_file({"table": table.half().contiguous()}, folder / embedding.FILE)
 
-    network = build(dict(config.model), len(data.vectors))
+    network: Any = build(config.model, Tokenizer.from_str(data.tokenizer).get_vocab_size(), data.outputs)
+    facts, saving = description(config), {}
+    if config.model.get("start"):
+        facts |= {"embeddings": ENCODER, "outputs": data.outputs}
+        saving["state_dict"] = saved(weights)
     with quiet():
-        return export_folder(network, weights, NETWORK, description(config), out, extra, log)
+        return export_folder(network, weights, NETWORK, facts, out, extra, log, **saving)
+
+
+def saved(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What ships of a network that starts from the encoder: all but the embeddings, and what is tied to them."""
+    tied = (pieces.EMBEDDINGS, "cls.predictions.decoder.weight", "cls.predictions.decoder.bias")
+    return {name: value.half().contiguous() for name, value in weights.items() if name not in tied}
 
 
 def description(config: TextTraining) -> dict[str, Any]:

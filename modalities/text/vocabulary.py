@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 PAD, MASK, NONE = 0, 1, 2
 """The end of a text and everything after it; a token that is not known yet; the prompt that says nothing."""
 SPECIAL = ("<pad>", "<mask>", "<none>")
+ENCODER = "minilm"
+"""What suite.json and training files call the sentence encoder, whose word pieces and embeddings a model may take."""
 PROMPT = 12
 """Tokens of a prompt at most; training cuts longer ones."""
 ASKED = re.compile(r"\((noun|verb|adjective|adverb)\)\s*$|^(sentence|novel|speech)\s*(:|$)")
@@ -64,7 +66,7 @@ def start(folder: ModelFolder, tokenizer: Tokenizer, request: Request) -> tuple[
     if length > longest:
         raise ConfigError(f"--length {length}: model {folder.name} writes at most {longest} tokens")
     words = plain(str(request.options.get("start") or ""))
-    first = tokenizer.encode(words).ids if words else []
+    first = text_tokenizer(folder, tokenizer).encode(words, add_special_tokens=False).ids if words else []
     if len(first) >= length:
         raise ConfigError(f"--start has {len(first)} tokens and --length is {length}: there is no room for more")
     return length, first
@@ -75,13 +77,60 @@ def given(folder: ModelFolder, tokenizer: Tokenizer, words: str, request: Reques
     length, first = start(folder, tokenizer, request)
     if first:
         raise ConfigError("--start and --init both say how the text begins; leave one of them out")
-    tokens = tokenizer.encode(words).ids
+    tokens = text_tokenizer(folder, tokenizer).encode(words, add_special_tokens=False).ids
     if len(tokens) > length:
         raise ConfigError(
             f"--init has {len(tokens)} tokens, and there is room for {length}; add --length {len(tokens)} "
             f"(the model {folder.name} writes at most {lengths(folder)[1]})"
         )
     return [*tokens, *[PAD] * (length - len(tokens))]
+
+
+def text_tokenizer(folder: ModelFolder, tokenizer: Tokenizer) -> Tokenizer:
+    """What reads a text, not a prompt: where the model writes only some of its tokens (`outputs`), these alone."""
+    outputs = folder.facts.get("outputs")
+    if outputs is None:
+        return tokenizer
+    from suite.modalities.text.pieces import only
+
+    if not (type(outputs) is int and len(SPECIAL) < outputs <= tokenizer.get_vocab_size()):
+        raise ConfigError(
+            f"model {folder.name}: outputs {outputs!r} in suite.json; expected a number of its "
+            f"{tokenizer.get_vocab_size()} tokens"
+        )
+    return only(tokenizer, outputs)
+
+
+def written(tokenizer: Tokenizer, row: list[int]) -> str:
+    """The text of a row of tokens; punctuation stands as in the training texts, which word pieces do not keep."""
+    text = tokenizer.decode(words_of(row)).strip()
+    if not isinstance(tokenizer.model, _word_pieces()):
+        return text
+    for pattern, to in _SPACING:
+        text = pattern.sub(to, text)
+    return _QUOTED.sub(r'"\1"', text)
+
+
+def _word_pieces() -> type:
+    from tokenizers.models import WordPiece
+
+    return WordPiece
+
+
+_SPACING = tuple(
+    (re.compile(pattern), to)
+    for pattern, to in (
+        (r"(?<=\w) - (?=\w)", "-"),
+        (r"(?<=\w) ' (?=(s|t|d|m|ll|re|ve)\b)", "'"),
+        (r"\( ", "("),
+        (r" (?=[),.;:!?%])", ""),
+        (r"(?<=\d)([.,]) (?=\d)", r"\1"),
+        (r"(?<=\b[a-z]\.) (?=[a-z]\.)", ""),
+        (r"(?<=\w) / (?=\w)", "/"),
+        (r"\$ (?=\d)", "$"),
+    )
+)
+_QUOTED = re.compile(r'" ([^"]*?) "')
 
 
 def words_of(row: list[int]) -> list[int]:
@@ -91,7 +140,10 @@ def words_of(row: list[int]) -> list[int]:
 
 
 def prompt_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """Tokens of a prompt, in the form that the training data have."""
+    """Tokens of a prompt, in the form that the training data have; the empty one says nothing, in one token."""
+    if not prompt:
+        marks = tokenizer.encode("").ids  # word pieces have one at each end, byte pairs none
+        return [*marks[:1], NONE, *marks[1:]]
     wanted = plain(prompt)
     check_words([ASKED.sub("", wanted).strip() or wanted])
     if not ASKED.search(wanted):

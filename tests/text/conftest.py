@@ -38,6 +38,12 @@ def data(records, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def pieces(records, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same texts in MiniLM's word pieces."""
+    return write(tmp_path_factory.mktemp("text") / "text-pieces.safetensors", records, None, [], vectors)
+
+
+@pytest.fixture(scope="session")
 def written_again(records, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("again")
     return write(folder / "again.safetensors", records, 600, [], vectors)
@@ -46,11 +52,17 @@ def written_again(records, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def configurations(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder, out = tmp_path_factory.mktemp("configurations"), {}
-    families = {"masked": {"noise": {"family": "masked"}}, "continuous": {"noise": {"family": "sqrt"}, "width": 8}}
-    solvers = {"masked": "mdlm", "continuous": "ddim"}
+    encoder = {"start": "minilm", "num_hidden_layers": 2, "max_position_embeddings": 40}
+    families = {
+        "masked": {"family": "masked", "noise": {"family": "masked"}},
+        "continuous": {"family": "continuous", "noise": {"family": "sqrt"}, "width": 8},
+        "encoder": {"family": "masked", "noise": {"family": "masked"}, "model": encoder, "weighting": "mean",
+                    "shares_at": {16: {"definition": 1.0}}},
+    }  # fmt: skip
+    solvers = {"masked": "mdlm", "continuous": "ddim", "encoder": "mdlm"}
     for family, more in families.items():
         defaults = {"steps": 4, "guidance": 1.0, "schedule": "uniform", "solver": solvers[family]}
-        tree = {"name": f"tiny-{family}", "family": family, "model": TINY, "canvases": {16: 4, 24: 2},
+        tree = {"name": f"tiny-{family}", "model": TINY, "canvases": {16: 4, 24: 2},
                 "canvas_shares": {16: 0.5, 24: 0.5}, "defaults": defaults, "train": OPTIONS, **more}  # fmt: skip
         out[family] = folder / f"{family}.yaml"
         out[family].write_text(yaml.safe_dump(tree))
@@ -58,6 +70,6 @@ def configurations(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def models(data: Path, configurations, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    out = tmp_path_factory.mktemp("runs")
-    return {family: train(path, data, out / family) for family, path in configurations.items()}
+def models(data: Path, pieces: Path, configurations, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    out, files = tmp_path_factory.mktemp("runs"), {"encoder": pieces}
+    return {family: train(path, files.get(family, data), out / family) for family, path in configurations.items()}

@@ -139,3 +139,30 @@ def test_shipped_real_texts_are_of_every_kind() -> None:
     real = [json.loads(line) for line in lines]
     assert len(real) == 1000 and {r["kind"] for r in real} == set(sources.KINDS)
     assert all(r["text"] == plain(r["text"]) and r["prompt"] for r in real)
+
+
+def test_word_pieces_that_can_be_written_come_first(pieces: Path, records: list[Record]) -> None:
+    from suite.modalities.text.pieces import BEGIN, only
+    from suite.modalities.text.vocabulary import written
+
+    read = load(pieces)
+    tokenizer = Tokenizer.from_str(read.tokenizer)
+    assert [tokenizer.token_to_id(s) for s in (*SPECIAL, BEGIN)] == [0, 1, 2, 3]
+    assert 3 < read.tokens.min() and read.tokens.max() < read.outputs < tokenizer.get_vocab_size() == 30522
+    ends = read.prompt_offsets[1:] - 1
+    assert (read.prompt_tokens[read.prompt_offsets[:-1]] == 3).all() and (read.prompt_tokens[ends] == PAD).all()
+    rows = [read.tokens[a:b].tolist() for a, b in zip(read.offsets, read.offsets[1:], strict=False)]
+    fits = [r for r in records if len(only(tokenizer, read.outputs).encode(r.text).ids) <= LONGEST + 2]
+    texts = {r.text for r in fits}
+    same = sum(written(tokenizer, row) in texts for row in rows)
+    assert same > 0.97 * len(rows), "word pieces drop spaces; what is written has them back"
+    rare = only(tokenizer, read.outputs).encode("zyzzyva falafel", add_special_tokens=False)
+    assert max(rare.ids) < read.outputs and "[UNK]" not in rare.tokens
+
+
+def test_reference_texts_are_held_out(records: list[Record], tmp_path: Path) -> None:
+    reserved = frozenset(r.text for r in records[10:15])
+    read = load(
+        write(tmp_path / "x.safetensors", records, 600, [], lambda w: torch.zeros(len(w), 8), reserved=reserved)
+    )
+    assert read.held_out[10:15].all() and not read.held_out[15:49].any()

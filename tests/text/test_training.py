@@ -9,8 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tokenizers import Tokenizer
 from torch import nn
 
+from suite import Engine
 from suite.errors import ConfigError
 from suite.modalities.shared.training import generator_for
 from suite.modalities.text import embedding, training
@@ -134,13 +136,12 @@ def test_start_puts_like_words_near_each_other() -> None:
     assert torch.allclose(table.square().mean(1), torch.ones(37))
 
 
-@pytest.mark.parametrize("family", ["masked", "continuous"])
+@pytest.mark.parametrize("family", ["masked", "continuous", "encoder"])
 def test_the_model_folder(models: dict[str, Path], family: str) -> None:
     folder = models[family]
-    assert json.loads((folder / "suite.json").read_text())["family"] == family
-    assert json.loads((folder / "transformer" / "config.json").read_text())["architectures"] == [
-        "ModernBertForMaskedLM"
-    ]
+    assert json.loads((folder / "suite.json").read_text())["family"] == family.replace("encoder", "masked")
+    kind = "BertForMaskedLM" if family == "encoder" else "ModernBertForMaskedLM"
+    assert json.loads((folder / "transformer" / "config.json").read_text())["architectures"] == [kind]
     assert (folder / embedding.FILE).is_file() == (family == "continuous")
     assert (folder / "loss.csv").read_text().startswith("step,loss")
     assert (folder.parent / "samples-000002.txt").read_text().startswith("disaster (noun) -> ")
@@ -157,6 +158,64 @@ def test_transformers_opens_the_folder(models: dict[str, Path]) -> None:
     assert network(torch.arange(8)[None]).logits.shape == (1, 8, 600)
 
 
+def test_a_model_of_the_encoder_keeps_its_embeddings_in_the_package(models: dict[str, Path]) -> None:
+    from safetensors.torch import load_file
+
+    from suite.modalities.text import pieces
+
+    folder = models["encoder"]
+    saved = load_file(folder / "transformer" / "model.safetensors")
+    assert not any("word_embeddings" in name or "decoder" in name for name in saved)
+    facts = json.loads((folder / "suite.json").read_text())
+    with Engine.from_recipe("reference", modality="text", model=str(folder)) as engine:
+        network = engine.modality.network.module
+        table = pieces.table(Tokenizer.from_file(str(folder / "tokenizer.json")))
+        assert torch.equal(network.bert.embeddings.word_embeddings.weight, table)
+        logits = network.cls.predictions.decoder.weight
+        assert logits.data_ptr() == network.bert.embeddings.word_embeddings.weight.data_ptr()
+    assert 100 < facts["outputs"] < len(table) == 30522
+
+
+def test_an_untrained_model_of_the_encoder_gives_its_states(pieces: Path, configurations) -> None:
+    """With the head passing states on, prompt and text together have the encoder's own states, bit for bit in shape."""
+    from suite.modalities.shared.text_encoder import minilm
+    from suite.modalities.text.network import _hidden, embed, text_logits
+
+    data = load(pieces)
+    config = read(configurations["encoder"], ["model.num_hidden_layers=6"])
+    network = Writer(config, data).network.eval()
+    tokenizer = Tokenizer.from_str(data.tokenizer)
+    ours = torch.tensor([tokenizer.encode("a dog runs").ids])
+    theirs, encoder = minilm()
+    with torch.no_grad():
+        wanted = encoder(**theirs("a dog runs", return_tensors="pt")).last_hidden_state
+        visible = torch.ones(1, 1, 1, ours.shape[1], dtype=torch.bool)
+        found = _hidden(network, embed(network, ours), visible, torch.arange(ours.shape[1])[None])
+        assert torch.allclose(found, wanted, atol=1e-5)
+        prompt, text = torch.full((2, 12), 0), torch.full((2, 5), MASK)
+        prompt[:, :5] = ours
+        mask = torch.arange(12).expand(2, -1) < 5
+        short, long = text_logits(network, prompt[:, :6], mask[:, :6], text), text_logits(network, prompt, mask, text)
+    assert torch.allclose(short, long, atol=1e-4), "a cut prompt leaves the text where it was"
+    assert short.shape == (2, 5, data.outputs)
+
+
+def test_data_of_the_other_kind_are_refused(data: Path, pieces: Path, configurations, tmp_path: Path) -> None:
+    for family, file in (("encoder", data), ("masked", pieces)):
+        with pytest.raises(ConfigError, match="prepare it again"):
+            training.train(configurations[family], file, tmp_path / family)
+
+
+def test_the_mean_weighs_every_masked_place_alike(pieces: Path, configurations) -> None:
+    texts, config = load(pieces), read(configurations["encoder"])
+    batches = make_batches(texts, config, CPU)
+    value = masked_loss(batches, config)(Even(texts.outputs), generator_for(0, 0, CPU))
+    assert float(value) == pytest.approx(math.log(texts.outputs), rel=1e-5), "without variance, unlike the bound"
+    only = batches.chances[16] > 0
+    assert set(texts.kinds[only].tolist()) == {0}, "shares_at: definitions alone on the short canvas"
+    assert set(texts.kinds[batches.chances[24] > 0].tolist()) > {0}
+
+
 def test_resume_continues_tied_weights(data: Path, configurations, tmp_path: Path) -> None:
     out = tmp_path / "run"
     training.train(configurations["masked"], data, out)
@@ -167,6 +226,8 @@ def test_resume_continues_tied_weights(data: Path, configurations, tmp_path: Pat
 
 @pytest.mark.parametrize(("change", "message"), [
     ("family=other", "masked or continuous"),
+    ("weighting=other", "bound or mean"),
+    ("shares_at={99: {definition: 1}}", "no canvases"),
     ("canvas_shares={}", "same lengths"),
     ("canvases={16: 4, 99: 2}", "same lengths"),
     ("shares={}", "parts of 0 or more"),
