@@ -148,8 +148,10 @@ class ModelProblem:
         """The reference's samples in parts; made once."""
         import torch
 
+        from suite.schedule import above_end
+
         if self.clean is None:
-            even = torch.linspace(1, 0, self.reference + 1, dtype=torch.float64)
+            even = above_end(self.noise, torch.linspace(1, 0, self.reference + 1, dtype=torch.float64))
             self.clean = self.sample("reference", even)
         return self.clean
 

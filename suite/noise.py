@@ -19,6 +19,9 @@ from torch import Tensor
 
 from suite.errors import ConfigError
 
+#: sigma / alpha, and its inverse, between which grids spread their stops with Laplace's noise: flow's at t = 0.98.
+LAPLACE_RATIO = 49.0
+
 
 def as_time(t: Tensor | float | Sequence[float]) -> Tensor:
     """Times as float64."""
@@ -42,6 +45,14 @@ class NoiseSchedule(ABC):
     def log_snr(self, t: Tensor | float) -> Tensor:
         """log(alpha^2 / sigma^2); +inf where sigma = 0, -inf where alpha = 0."""
         return 2 * (torch.log(self.alpha(t)) - torch.log(self.sigma(t)))
+
+    @property
+    def ends(self) -> tuple[float, float] | None:
+        """First and last time between which grids spread their stops, where the family has its own; t = 0 follows.
+
+        None where any time is sensible: each grid then has a default of its own.
+        """
+        return None
 
     def time_at(self, log_snr: Tensor | float) -> Tensor:
         """Inverse of `log_snr`: the time in [0, 1], float64. Bisection unless a family knows better."""
@@ -165,6 +176,13 @@ class Laplace(_VariancePreserving):
     b: float = 0.5
     family: ClassVar[str] = "laplace"
 
+    @property
+    def ends(self) -> tuple[float, float]:
+        # Nearly all of its times are near log-SNR = mu: at t = 0.02 sigma / alpha is 0.45, far from clean.
+        reach = 2 * math.log(LAPLACE_RATIO)
+        first, last = (float(self.time_at(value)) for value in (-reach, reach))
+        return first, last
+
     def log_snr(self, t: Tensor | float) -> Tensor:
         # Not by |1/2 - t| and its sign: neither has a derivative at 1/2, where log-SNR itself has one.
         t = as_time(t)
@@ -280,11 +298,26 @@ class VPGamma(_VariancePreserving):
 
 @dataclass(frozen=True)
 class VE(NoiseSchedule):
-    """Variance exploding, EDM's coordinates (Karras 2022): alpha = 1, sigma = sigma_max t^power."""
+    """Variance exploding, EDM's coordinates (Karras 2022): alpha = 1, sigma = sigma_max t^power.
+
+    sigma_min is where grids end before they go to clean data (EDM, table 1; for data of deviation 0.5): below it a
+    step changes nothing that can be seen, and costs as much as any other.
+    """
 
     sigma_max: float = 80.0
     power: float = 7.0
+    sigma_min: float = 0.002
     family: ClassVar[str] = "ve"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma_min < self.sigma_max:
+            raise ConfigError(
+                f"ve: sigma_min = {self.sigma_min}, sigma_max = {self.sigma_max}: expected 0 < sigma_min < sigma_max"
+            )
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        return 1.0, float(self.time_at(-2 * math.log(self.sigma_min)))
 
     def alpha(self, t: Tensor | float) -> Tensor:
         return torch.ones_like(as_time(t))

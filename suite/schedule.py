@@ -80,6 +80,18 @@ def check_timesteps(times: Tensor, steps: int) -> None:
         raise ConfigError(f"the schedule must run from 1 to 0; got {columns[0, 0]} to {columns[-1, 0]}")
 
 
+def above_end(noise: NoiseSchedule, times: Tensor) -> Tensor:
+    """A grid [steps + 1] in t whose last stop before 0 is not below the last that the noise family wants.
+
+    Stretched from t = 1; as it was where the family wants none, or where the grid does not go so low.
+    """
+    if noise.ends is None or len(times) < 3 or float(times[-2]) >= noise.ends[1]:
+        return times
+    out = 1 - (1 - times) * (1 - noise.ends[1]) / (1 - times[-2])
+    out[-1] = 0
+    return out
+
+
 def with_exact_ends(inner: Tensor) -> Tensor:
     """Interior stops with exact 1 in front and exact 0 behind: log-SNR may be infinite there, times are not."""
     import torch

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from suite.discovery import find, installed
-from suite.errors import ConfigError
+from suite.errors import ConfigError, SuiteError
 from suite.models import ModelFolder
 from suite.output import write
 from suite.plugin import build, options_of
@@ -44,7 +44,7 @@ class Stamp:
             out.append(f"another model (weights {self.model[:12]}, not {other.model[:12]})")
         if self.noise != other.noise:
             out.append(f"another noise schedule (description {self.noise[:12]}, not {other.noise[:12]})")
-        if self.solver != other.solver:
+        if _today(self.solver) != _today(other.solver):
             out.append(f"the solver {self.solver}, not {other.solver}")
         if self.steps != other.steps:
             out.append(f"{self.steps} steps, not {other.steps}")
@@ -79,7 +79,7 @@ class RunStamp(Stamp):
     def differences(self, other: Stamp) -> list[str]:
         out = super().differences(other)
         if isinstance(other, RunStamp):
-            if self.schedule != other.schedule:
+            if _today(self.schedule) != _today(other.schedule):
                 out.append(f"the schedule {self.schedule}, not {other.schedule}")
             if self.compress != other.compress:
                 out.append(f"compress {self.compress or 'none'}, not {other.compress or 'none'}")
@@ -95,6 +95,14 @@ def canonical(named: Named) -> str:
     cls = find(named.name, installed()).load()
     instance = build(cls, named.options, name=named.name)
     return str(Named(named.name, {name: getattr(instance, name) for name in options_of(cls)}))
+
+
+def _today(text: str) -> str:
+    """A stored `canonical` text with the options that the plugin has now: one that came since has its default."""
+    try:
+        return canonical(Named.parse(text))
+    except SuiteError:  # no longer installed, or without such an option: it differs from whatever is asked for
+        return text
 
 
 def stamp_of(folder: ModelFolder, recipe: Recipe) -> Stamp:

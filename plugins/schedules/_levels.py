@@ -40,6 +40,23 @@ def grid(noise: NoiseSchedule, values: Tensor, of: Of) -> Tensor:
     return with_exact_ends(time_of(noise, values[1:], of))
 
 
+#: Times between which a level is spread where neither the user nor the noise family says any.
+HIGH = 0.98
+
+
+def span(noise: NoiseSchedule, high: float | None, low: float | None, last: float) -> tuple[float, float]:
+    """First and last time between which a level is spread: as given, else the noise family's own, else HIGH and `last`.
+
+    Raises:
+        ConfigError: one was given, and lies beyond the other, which was not.
+    """
+    own = noise.ends or (HIGH, last)
+    first, last = own[0] if high is None else high, own[1] if low is None else low
+    if not last < first:
+        raise ConfigError(f"a grid from t = {first:.3g} down to t = {last:.3g} is none: give both high and low")
+    return first, last
+
+
 def check_ends(name: str, low: float, high: float) -> None:
     """Refuse ends that are not times in order, in words that name the plugin."""
     if not 0 < low < high < 1:

@@ -8,14 +8,17 @@ from typing import TYPE_CHECKING, Literal
 from suite.errors import ConfigError
 from suite.hookspecs import hookimpl
 from suite.plugin import Plugin
-from suite.plugins.schedules._levels import check_ends, grid, level, refuse_tokens
-from suite.schedule import Schedule
+from suite.plugins.schedules._levels import HIGH, check_ends, grid, level, refuse_tokens, span
+from suite.schedule import Schedule, above_end
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from suite.noise import NoiseSchedule
     from suite.run import Run
+
+
+LOW = 0.01
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class BetaTimes(Schedule):
         ramp = torch.linspace(1, 0, count, dtype=torch.float64)
         part = torch.from_numpy(betaincinv(self.alpha, self.beta, ramp.numpy()))
         if self.of == "t":
-            return part
+            return above_end(noise, part)
         most, least = (level(noise, t, self.of) for t in (self.high, self.low))
         return grid(noise, least + part * (most - least), self.of)
 
@@ -49,14 +52,15 @@ class Beta(Plugin):
         alpha, beta: below 1 they crowd the steps at the ends; 1 and 1 is uniform.
         of: what is spread so: `t` (the paper), or the level `ratio` = sigma / alpha or `sigma` (diffusers, for VP
             and VE models and for flow models).
-        high, low: times between which a level is spread; `t` goes from 1 to 0.
+        high, low: times between which a level is spread; left out, the noise family's own, else 0.98 and 0.01.
+            `t` goes from 1 to 0.
     """
 
     alpha: float = 0.6
     beta: float = 0.6
     of: Literal["t", "ratio", "sigma"] = "t"
-    high: float = 0.98
-    low: float = 0.01
+    high: float | None = None
+    low: float | None = None
 
     summary = "quantiles of a beta distribution: more steps at both ends"
     paper = "Beta Sampling is All You Need (2407.12173)"
@@ -66,10 +70,10 @@ class Beta(Plugin):
     def __post_init__(self) -> None:
         if not (0.2 <= self.alpha <= 10 and 0.2 <= self.beta <= 10):
             raise ConfigError(f"beta: alpha = {self.alpha}, beta = {self.beta}: expected numbers from 0.2 to 10")
-        check_ends("beta", self.low, self.high)
+        check_ends("beta", LOW if self.low is None else self.low, HIGH if self.high is None else self.high)
 
     @hookimpl
     def schedule(self, noise: NoiseSchedule, run: Run) -> Schedule:
         del run
         refuse_tokens("beta", noise, self.of)
-        return BetaTimes(self.alpha, self.beta, self.of, self.high, self.low)
+        return BetaTimes(self.alpha, self.beta, self.of, *span(noise, self.high, self.low, LOW))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from suite.errors import ConfigError
 from suite.hookspecs import hookimpl
 from suite.plugin import Plugin
-from suite.schedule import Schedule, with_exact_ends
+from suite.schedule import Schedule, above_end, with_exact_ends
 
 if TYPE_CHECKING:
     import torch
@@ -48,8 +48,8 @@ class DensityTimes(Schedule):
     def timesteps(self, noise: NoiseSchedule, steps: int) -> Tensor:
         import torch
 
-        del noise
-        return with_exact_ends(self.quantile(torch.linspace(1, 0, steps + 1, dtype=torch.float64)[1:-1]))
+        u = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+        return above_end(noise, with_exact_ends(self.quantile(u[1:-1])))
 
     def training_times(self, batch: int, rng: torch.Generator) -> Tensor:
         return self.quantile(super().training_times(batch, rng))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from suite.hookspecs import hookimpl
 from suite.plugin import Plugin
-from suite.plugins.schedules._levels import Of, check_ends, grid, level, refuse_tokens
+from suite.plugins.schedules._levels import HIGH, Of, check_ends, grid, level, refuse_tokens, span
 from suite.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
     from suite.noise import NoiseSchedule
     from suite.run import Run
+
+
+LOW = 0.02
 
 
 @dataclass(frozen=True)
@@ -41,12 +44,12 @@ class Exponential(Plugin):
     constant: for flow models it lays more steps near the data, for tokens near the last masks.
 
     Args:
-        high, low: times between which the level falls.
+        high, low: times between which the level falls; left out, the noise family's own, else 0.98 and 0.02.
         of: the level, `ratio` = sigma / alpha or `sigma`.
     """
 
-    high: float = 0.98
-    low: float = 0.02
+    high: float | None = None
+    low: float | None = None
     of: Of = "sigma"
 
     summary = "noise levels in geometric progression"
@@ -55,10 +58,10 @@ class Exponential(Plugin):
     effects = frozenset({"time-grid"})
 
     def __post_init__(self) -> None:
-        check_ends("exponential", self.low, self.high)
+        check_ends("exponential", LOW if self.low is None else self.low, HIGH if self.high is None else self.high)
 
     @hookimpl
     def schedule(self, noise: NoiseSchedule, run: Run) -> Schedule:
         del run
         refuse_tokens("exponential", noise, self.of)
-        return ExponentialTimes(self.high, self.low, self.of)
+        return ExponentialTimes(*span(noise, self.high, self.low, LOW), self.of)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from suite.errors import ConfigError
 from suite.hookspecs import hookimpl
 from suite.plugin import Plugin
-from suite.schedule import Schedule
+from suite.schedule import Schedule, above_end
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,7 +80,7 @@ class FastDPMTimes(Schedule):
         import torch
 
         inner = self._steps(steps) if self.method == "step" else self._levels(noise, steps)
-        return torch.cat([inner.new_ones(1), inner[1:], inner.new_zeros(1)])
+        return above_end(noise, torch.cat([inner.new_ones(1), inner[1:], inner.new_zeros(1)]))
 
     def _steps(self, steps: int) -> Tensor:
         import torch

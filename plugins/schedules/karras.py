@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from suite.errors import ConfigError
 from suite.hookspecs import hookimpl
 from suite.plugin import Plugin
-from suite.plugins.schedules._levels import Of, check_ends, grid, level, refuse_tokens
+from suite.plugins.schedules._levels import HIGH, Of, check_ends, grid, level, refuse_tokens, span
 from suite.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
     from suite.noise import NoiseSchedule
     from suite.run import Run
+
+
+LOW = 0.01
 
 
 @dataclass(frozen=True)
@@ -42,13 +45,14 @@ class Karras(Plugin):
 
     Args:
         rho: 7 in the paper; larger values put more steps near the data.
-        high, low: times between which the level is spread; outside of them it is infinite or zero.
+        high, low: times between which the level is spread; outside of them it is infinite or zero. Left out, the
+            noise family's own (`ve`: from sigma_max to sigma_min), else 0.98 and 0.01.
         of: the level, `ratio` = sigma / alpha as in the paper, or `sigma`, as diffusers has it for flow models.
     """
 
     rho: float = 7.0
-    high: float = 0.98
-    low: float = 0.01
+    high: float | None = None
+    low: float | None = None
     of: Of = "ratio"
 
     summary = "EDM's grid: equal steps in (sigma/alpha)^(1/rho)"
@@ -59,10 +63,10 @@ class Karras(Plugin):
     def __post_init__(self) -> None:
         if not 1 <= self.rho <= 100:
             raise ConfigError(f"karras: rho = {self.rho}: expected a number from 1 to 100")
-        check_ends("karras", self.low, self.high)
+        check_ends("karras", LOW if self.low is None else self.low, HIGH if self.high is None else self.high)
 
     @hookimpl
     def schedule(self, noise: NoiseSchedule, run: Run) -> Schedule:
         del run
         refuse_tokens("karras", noise, self.of)
-        return KarrasTimes(self.rho, self.high, self.low, self.of)
+        return KarrasTimes(self.rho, *span(noise, self.high, self.low, LOW), self.of)

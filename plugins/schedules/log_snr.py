@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from suite.errors import ConfigError
 from suite.hookspecs import hookimpl
 from suite.plugin import Plugin
+from suite.plugins.schedules._levels import HIGH, check_ends, span
 from suite.schedule import Schedule, with_exact_ends
 
 if TYPE_CHECKING:
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 
     from suite.noise import NoiseSchedule
     from suite.run import Run
+
+
+LOW = 0.02
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class LogSNRTimes(Schedule):
     def timesteps(self, noise: NoiseSchedule, steps: int) -> Tensor:
         import torch
 
-        first, last = float(noise.log_snr(self.high)), float(noise.log_snr(self.low))
+        first, last = (float(noise.log_snr(t)) for t in (self.high, self.low))
         inner = noise.time_at(torch.linspace(first, last, steps, dtype=torch.float64)[1:])
         return with_exact_ends(inner)
 
@@ -38,11 +42,12 @@ class LogSNR(Plugin):
 
     Args:
         high: time near the prior from which log-SNR is counted (it is -inf at 1 for some schedules).
-        low: last time before 0, where log-SNR is +inf.
+        low: last time before 0, where log-SNR is +inf. Left out, both are the noise family's own (`ve`: from
+            sigma_max to sigma_min), else 0.98 and 0.02.
     """
 
-    high: float = 0.98
-    low: float = 0.02
+    high: float | None = None
+    low: float | None = None
 
     summary = "equal steps in log-SNR"
     paper = "DPM-Solver (2206.00927), section 3.4"
@@ -50,12 +55,11 @@ class LogSNR(Plugin):
     effects = frozenset({"time-grid"})
 
     def __post_init__(self) -> None:
-        if not 0 < self.low < self.high < 1:
-            raise ConfigError(f"log-snr: low = {self.low}, high = {self.high}: expected 0 < low < high < 1")
+        check_ends("log-snr", LOW if self.low is None else self.low, HIGH if self.high is None else self.high)
 
     @hookimpl
     def schedule(self, noise: NoiseSchedule, run: Run) -> Schedule:
         del run
         if noise.discrete:
             raise ConfigError("log-snr needs real-valued noise; a token model has no log-SNR: use --schedule uniform")
-        return LogSNRTimes(self.high, self.low)
+        return LogSNRTimes(*span(noise, self.high, self.low, LOW))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from suite.errors import ConfigError
 from suite.hookspecs import hookimpl
 from suite.plugin import Plugin
-from suite.schedule import Schedule
+from suite.schedule import Schedule, above_end
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,8 +26,7 @@ class PowerTimes(Schedule):
     def timesteps(self, noise: NoiseSchedule, steps: int) -> Tensor:
         import torch
 
-        del noise
-        return torch.linspace(1, 0, steps + 1, dtype=torch.float64) ** self.power
+        return above_end(noise, torch.linspace(1, 0, steps + 1, dtype=torch.float64) ** self.power)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from suite.errors import ConfigError
 from suite.hookspecs import hookimpl
 from suite.plugin import Plugin
-from suite.schedule import Schedule
+from suite.schedule import Schedule, above_end
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,9 +26,8 @@ class UniformTimes(Schedule):
     def timesteps(self, noise: NoiseSchedule, steps: int) -> Tensor:
         import torch
 
-        del noise
         u = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
-        return u if self.shift == 1 else self.shift * u / (1 + (self.shift - 1) * u)
+        return above_end(noise, u if self.shift == 1 else self.shift * u / (1 + (self.shift - 1) * u))
 
 
 @dataclass(frozen=True)
