@@ -6,6 +6,7 @@ that does not fit the request is refused before anything is loaded.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -79,7 +80,7 @@ def find(name_or_path: str | None, method: str, model: str, steps: int) -> Path:
     known = shipped()
     name = name_or_path or default_name(method, model, steps)
     path = known.get(name) or Path(name)
-    if not path.is_file() or (name_or_path is None and name not in known):
+    if not os.path.exists(path) or (name_or_path is None and name not in known):
         mine = [n for n in known if n.startswith(f"{method}-")]
         what = (
             f"no calibration {name_or_path!r}" if name_or_path else f"it needs a calibration for {model}, {steps} steps"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from suite.errors import ConfigError
+from suite.input_file import read_json
 from suite.output import check_folder
 
 SUFFIXES = (".svg", ".png", ".pdf")
@@ -57,10 +57,7 @@ def read(file: Path) -> list[Mapping[str, Any]]:
     Raises:
         ConfigError: it is no such file, or was made without --blocks.
     """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{file} cannot be read as a report: {error}") from error
+    content = read_json(file, "report")
     reports = content.get("reports") if isinstance(content, Mapping) else None
     if not isinstance(reports, list) or not all(isinstance(r, Mapping) and "plugins" in r for r in reports):
         raise ConfigError(

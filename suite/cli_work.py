@@ -14,6 +14,7 @@ import typer
 
 from suite.discovery import MODALITIES, find, installed
 from suite.errors import ConfigError, PluginError
+from suite.input_file import YAML, check, is_file
 from suite.output import check_folder, targets
 
 Result = Annotated[Path, typer.Argument(metavar="FILE", help="A result of this suite.")]
@@ -93,9 +94,8 @@ def train(
     changes: Sets = None,
 ) -> None:
     """Train a model of a modality; prints where it is."""
-    if not config.is_file():
-        raise ConfigError(f"no configuration {config}; expected a YAML file")
-    if data is None or not data.is_file():
+    check(config, "configuration", YAML)
+    if data is None or not is_file(data):
         got = "--data is missing" if data is None else f"no training data {data}"
         raise ConfigError(f"{got}; `suite data prepare {modality}` makes it and prints where it is")
     if minutes is not None and not minutes > 0:

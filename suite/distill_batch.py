@@ -16,6 +16,7 @@ from suite.denoiser import Counter, Denoiser, NetworkDenoiser
 from suite.distill import Distillation, Distilled, Representation, distill
 from suite.distill_options import iterations
 from suite.errors import ConfigError
+from suite.input_file import check
 from suite.lora import lora
 from suite.output import check_folder, write
 from suite.sampler import Sampler
@@ -143,6 +144,7 @@ class Checkpoint:
         """
         if not self.file.exists():
             return 0
+        check(self.file, "checkpoint")
         try:
             with safe_open(self.file, "pt") as box:
                 facts = json.loads((box.metadata() or {})["distill"])

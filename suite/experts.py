@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from suite.discovery import MODALITIES, find, installed
 from suite.errors import ConfigError
+from suite.input_file import read_bytes
 from suite.models import open_folder
 
 if TYPE_CHECKING:  # plugins' modules import this one, and must load without torch
@@ -132,7 +133,4 @@ def _text(value: Any) -> str:
 
 
 def _digest(file: Path) -> str:
-    try:
-        return hashlib.sha256(file.read_bytes()).hexdigest()
-    except OSError as error:
-        raise ConfigError(f"{file} cannot be read: {error.strerror or error}") from error
+    return hashlib.sha256(read_bytes(file, "vocabulary")).hexdigest()

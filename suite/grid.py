@@ -7,6 +7,7 @@ carries all four, and one that does not fit the request is refused before anythi
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -49,7 +50,7 @@ def read(name_or_path: str) -> GridFile:
         ConfigError: it is not there, or is not a grid; the message names the file and what is wrong.
     """
     path = shipped().get(name_or_path) or Path(name_or_path)
-    if not path.is_file():
+    if not os.path.exists(path):
         raise ConfigError(
             f"no grid {name_or_path!r}: it is neither a file nor one of {', '.join(shipped()) or 'the shipped ones'}; "
             "`suite schedule optimize MODALITY --method NAME --steps N` makes one"

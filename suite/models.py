@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from suite.errors import ConfigError
+from suite.input_file import check, read_json
 from suite.recipe import CONFIGS
 from suite.suggest import nearest
 
@@ -43,6 +44,7 @@ class ModelFolder:
         """sha256 over the weight files, in the order of their names."""
         digest = hashlib.sha256()
         for file in sorted(self.path.rglob("*.safetensors")):
+            check(file, "weights")
             digest.update(file.read_bytes())
         return digest.hexdigest()
 
@@ -80,16 +82,13 @@ def open_folder(name_or_path: str, modality: str, borrows: Sequence[str] = ()) -
         path = Path(__file__).parent / known[name_or_path]["path"]
     else:
         path = Path(name_or_path)
-    if not path.is_dir():
+    if not os.path.isdir(path):
         hint = nearest(name_or_path, known) or f"; shipped: {', '.join(shipped(modality)) or 'none'}"
         raise ConfigError(f"no model {name_or_path!r}{hint}; or give a folder")
     description = path / DESCRIPTION
-    if not description.is_file():
+    if not os.path.exists(description):
         raise ConfigError(f"{path} is not a model folder: it has no {DESCRIPTION}")
-    try:
-        facts = json.loads(description.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{description} is not JSON: {error}") from error
+    facts = read_json(description, "model description")
     if not isinstance(facts, dict):
         raise ConfigError(f"{description}: expected an object, got {type(facts).__name__}")
     folder = ModelFolder(path, facts)

@@ -9,6 +9,7 @@ from itertools import count
 from pathlib import Path
 
 from suite.errors import ConfigError
+from suite.input_file import read_text
 
 MAX_SEED = 2**63 - 1
 SLUG_LENGTH = 48
@@ -24,12 +25,9 @@ def read(text: str) -> list[str]:
         return [text]
     file = Path(text[1:])
     try:
-        content = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"prompt file {file} is not UTF-8 text: {error.reason} at byte {error.start}") from error
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"prompt file {file} cannot be read: {reason}; @FILE names a file of prompts") from error
+        content = read_text(file, "prompt file")
+    except ConfigError as error:
+        raise ConfigError(f"{error}; @FILE names a file of prompts") from error
     prompts = [line.strip() for line in content.splitlines() if line.strip()]
     if not prompts:
         raise ConfigError(f"prompt file {file} holds no prompt; write one a line")

@@ -5,15 +5,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from suite.errors import ConfigError
 from suite.hookspecs import HOOKS
+from suite.input_file import read_yaml
 from suite.suggest import nearest
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -178,15 +178,12 @@ def read(name_or_path: str, modality: str | None = None, tokens: bool = False) -
     """
     known = shipped()
     path = known.get(name_or_path) or Path(name_or_path)
-    if not path.is_file():
+    if not os.path.exists(path):
         raise ConfigError(
             f"no recipe {name_or_path!r}{nearest(name_or_path, known)}; "
             f"shipped: {', '.join(known)}, or give a YAML file"
         )
-    try:
-        data = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"recipe {path}: not YAML: {error}") from error
+    data = read_yaml(path, "recipe")
     if not isinstance(data, dict):
         raise ConfigError(f"recipe {path}: expected a mapping like `steps: 20`, got {type(data).__name__}")
     return Recipe.from_dict({"name": path.stem} | data, modality, tokens)

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 from suite import models
 from suite.discovery import MODALITIES, installed
 from suite.errors import ConfigError, SuiteError
+from suite.input_file import MEDIA, check
 from suite.plan import Plan, make_plan
 from suite.recipe import Recipe
 from suite.report import REPORT_VERSION, versions
-from suite.start import Init
+from suite.start import Init, files_of
 
 if TYPE_CHECKING:
     from suite.modality import Modality
@@ -66,8 +67,8 @@ def read(file: Path) -> Record:
     Raises:
         ConfigError: no such file, no modality that reads it, no metadata, or metadata that is not whole.
     """
-    if not file.exists():
-        raise ConfigError(f"no file {file}")
+    for part in files_of(file):
+        check(part, "the result", MEDIA)
     refusals = []
     for entry in installed(MODALITIES).values():
         try:

@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from suite.discovery import find, installed
 from suite.errors import ConfigError, SuiteError
+from suite.input_file import read_json
 from suite.models import ModelFolder
 from suite.output import write
 from suite.plugin import build, options_of
@@ -130,12 +131,7 @@ def read_stamped(path: Path, form: str, what: str) -> Mapping[str, Any]:
     Raises:
         ConfigError: it cannot be read, is not JSON, or is of another format.
     """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{what} {path} cannot be read: {error.strerror}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{what} {path} is not JSON: {error}") from error
+    data = read_json(path, what)
     if not isinstance(data, Mapping) or data.get("format") != form:
         raise ConfigError(f'{path} is not a {what}: expected an object with "format": "{form}"')
     return data

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from suite.errors import ConfigError
+from suite.input_file import MEDIA, check
 
 if TYPE_CHECKING:  # files are checked before torch is loaded
     from torch import Tensor
@@ -62,13 +64,13 @@ class Init:
             raise ConfigError(f"--init {path}: the modality {modality.name} cannot begin with a file; leave it out")
         if not 0 <= strength <= 1:
             raise ConfigError(f"--strength {strength:g}: expected a number from 0 (the file) to 1 (nothing of it)")
-        if not path.exists():
-            raise ConfigError(f"--init {path}: there is no such file")
         if path.suffix.lower() not in modality.reads:
             what = path.suffix or "a file without ending"
             raise ConfigError(
                 f"--init {path}: {modality.name} cannot begin with {what}; expected {', '.join(modality.reads)}"
             )
+        for file in files_of(path):
+            check(file, "--init", MEDIA)
         try:
             return Init(modality.read(path), path.name, digest(path), float(strength))
         except ConfigError as error:
@@ -81,10 +83,15 @@ class Init:
         return share_of(steps, self.strength)
 
 
+def files_of(path: Path) -> list[Path]:
+    """The file itself, or the files in a folder, by name."""
+    return sorted(path.iterdir()) if os.path.isdir(path) else [path]
+
+
 def digest(path: Path) -> str:
     """sha256 of a file, or of the files in a folder."""
     out = hashlib.sha256()
-    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+    for file in files_of(path):
         out.update(file.read_bytes())
     return out.hexdigest()
 

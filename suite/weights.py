@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from suite.errors import ConfigError
+from suite.input_file import check, read_json
 from suite.patches_as_products import patches_as_products
 
 FILES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
@@ -63,6 +63,7 @@ def load_weights(module: nn.Module, weights: Path, owner: str, given: Mapping[st
     """
     tensors: dict[str, Tensor] = dict(given or {})
     for part in _parts(weights):
+        check(part, "weights")
         try:
             tensors |= load_file(part)
         except (SafetensorError, OSError) as error:
@@ -86,10 +87,11 @@ def _parts(weights: Path) -> list[Path]:
     """The safetensors files that hold the weights: one, or those of an index."""
     if weights.suffix != ".json":
         return [weights]
+    content = read_json(weights, "index of weights")
     try:
-        names = json.loads(weights.read_text())["weight_map"].values()
+        names = content["weight_map"].values()
         return [weights.parent / name for name in sorted(set(names))]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{weights} is not an index of weights: {error!r}") from error
 
 
@@ -97,10 +99,7 @@ def _config(folder: Path) -> dict:
     file = folder / "config.json"
     if not file.is_file():
         raise ConfigError(f"{folder} is not a network folder: it has no config.json")
-    try:
-        config = json.loads(file.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} is not JSON: {error}") from error
+    config = read_json(file, "network description")
     if "_class_name" not in config and not config.get("architectures"):
         raise ConfigError(f"{file} names neither _class_name (diffusers) nor architectures (transformers)")
     return config

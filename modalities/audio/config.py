@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from suite.errors import ConfigError
+from suite.input_file import read_yaml
 from suite.modalities.audio.fold import folded_shape
 from suite.modalities.shared.training import TrainOptions
 from suite.modalities.shared.training_file import read_training
@@ -66,7 +65,7 @@ def kind_of(path: Path | str) -> str:
     """The value of the key `kind` of a YAML file; empty without one, or when the file is not readable."""
     path = Path(path)
     try:
-        tree = yaml.safe_load(path.read_text()) if path.is_file() else None
-    except yaml.YAMLError:
+        tree = read_yaml(path, "training file")
+    except ConfigError:
         return ""
     return str(tree.get("kind", "")) if isinstance(tree, dict) else ""

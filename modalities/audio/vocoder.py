@@ -10,7 +10,6 @@ Of what is lost the magnitudes are the larger part by far, see docs/models/audio
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from suite.errors import ConfigError
+from suite.input_file import read_json
 from suite.modalities.audio.mel import BANDS, HOP, WINDOW, filterbank, sound_of, spectrum, to_logarithm
 from suite.weights import load_weights
 
@@ -85,10 +85,11 @@ def open_vocoder(folder: Path, device: str) -> Vocoder:
     Raises ConfigError when a file is missing, damaged, or does not fit.
     """
     config, weights = folder / "config.json", folder / "diffusion_pytorch_model.safetensors"
-    if not config.is_file():
+    if not config.exists():
         raise ConfigError(f"{folder} is not a vocoder: it has no config.json")
+    content = read_json(config, "vocoder description")
     try:
-        network = Vocoder.from_config(json.loads(config.read_text()))
+        network = Vocoder.from_config(content)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{config} does not describe a vocoder: {error}") from error
     assert isinstance(network, Vocoder)

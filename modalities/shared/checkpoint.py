@@ -16,8 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from suite.errors import ConfigError
+from suite.input_file import check, read_json
 
 _PREFIX = "checkpoint-"
+CHECKPOINT = ("state.json", "network.safetensors", "ema.safetensors", "optimizers.pt")
 _FIXED = ("optimizer", "seed")
 """Options that a resumed run may not change: the saved optimizer state, or the random streams, would not fit."""
 
@@ -73,7 +75,9 @@ def restore(path: Path, state: TrainState, options: Mapping[str, Any]) -> None:
     Raises ConfigError when it is damaged, of another network, or of options that a resumed run may not change.
     """
     try:
-        facts = json.loads((path / "state.json").read_text())
+        for part in CHECKPOINT:
+            check(path / part, "checkpoint")
+        facts = read_json(path / "state.json", "checkpoint")
         for name in _FIXED:
             if facts["options"][name] != options[name]:
                 raise ConfigError(

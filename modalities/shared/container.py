@@ -17,6 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from suite.errors import ConfigError
+from suite.input_file import is_file
 from suite.modalities.shared.captions import LEVELS, Encoder, bounds, deflate, encode_all, quantise
 from suite.output import atomically
 
@@ -80,7 +81,7 @@ def read(path: Path, modality: str, version: int, *needs: str) -> tuple[dict[str
 
     Raises ConfigError when it is absent, cut short, of another format, or says nothing about one of `needs`.
     """
-    if not path.is_file():
+    if not is_file(path):
         raise ConfigError(f"There is no training set {path}. Type: suite data prepare {modality}")
     with whole(path, modality):
         with safe_open(path, "pt") as box:

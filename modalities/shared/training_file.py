@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import yaml
 
 from suite.errors import ConfigError
+from suite.input_file import is_file, read_yaml
 from suite.modalities.shared.training import TrainOptions
 
 T = TypeVar("T")
@@ -37,12 +38,9 @@ def read_training(kind: type[T], path: Path | str, overrides: Sequence[str] = ()
 
 def tree_of(path: Path) -> dict[str, Any]:
     """The keys and values of a YAML file. Raises ConfigError when it is missing or holds anything else."""
-    if not path.is_file():
+    if not is_file(path):
         raise ConfigError(f"There is no training file {path}: see configs/training/ for those that come with the suite")
-    try:
-        tree = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    tree = read_yaml(path, "training file")
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} holds {type(tree).__name__}, expected keys and values")
     return tree

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from suite.errors import ConfigError
+from suite.input_file import is_file, read_text
 from suite.modalities.text import vocabulary
 from suite.modalities.text.sources import plain
 from suite.modality import Modality
@@ -119,10 +120,7 @@ class Text(Modality):
     @classmethod
     def read(cls, path: Path) -> str:
         """The words of a text file, as the models write them: in lower case, on one line."""
-        try:
-            words = plain(path.read_text(encoding="utf-8-sig"))
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+        words = plain(read_text(path, "the file"))
         if not words:
             raise ConfigError(f"{path} holds no words")
         return words
@@ -205,12 +203,9 @@ class Text(Modality):
     def read_metadata(cls, path: Path) -> Mapping[str, Any]:
         """The metadata of a .jsonl, or of the JSON file beside a .txt."""
         place = path if path.suffix.lower() == JSONL else path.with_suffix(SIDECAR)
-        if not place.is_file():
+        if not is_file(place):
             raise ConfigError(f"{path} was not made by this suite, or {place.name} beside it is lost")
-        try:
-            lines = place.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{place} cannot be read: {error}") from error
+        lines = read_text(place, "the record").splitlines()
         if len(lines) > 1 and place == path:
             raise ConfigError(f"{path} holds {len(lines)} texts; give a file of one: `sed -n 1p {path} > first{JSONL}`")
         content = json.loads(lines[0]) if lines else {}

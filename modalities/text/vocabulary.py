@@ -8,6 +8,7 @@ from itertools import dropwhile, takewhile
 from typing import TYPE_CHECKING
 
 from suite.errors import ConfigError
+from suite.input_file import TEXT, check
 from suite.modalities.shared.words import check_words
 from suite.modalities.text.sources import plain
 
@@ -31,6 +32,7 @@ ASKED = re.compile(r"\((noun|verb|adjective|adverb)\)\s*$|^(sentence|novel|speec
 def read_tokenizer(folder: ModelFolder) -> Tokenizer:
     """The model's own tokenizer. Raises ConfigError when the file is absent, damaged, or another model's."""
     file = folder.path / "tokenizer.json"
+    check(file, "vocabulary", TEXT)
     try:
         found = file.stat()
         tokenizer = _opened(str(file), found.st_mtime_ns, found.st_size)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from suite.errors import ConfigError
+from suite.input_file import read_json
 from suite.output import write
 
 FORMAT = 1
@@ -49,7 +50,7 @@ class Record:
         if not resume:
             raise ConfigError(f"{record.file} exists; go on with it by --resume, or take another folder with -o")
         try:
-            content = json.loads(record.file.read_text(encoding="utf-8"))
+            content = read_json(record.file, "record")
             version, theirs = content["format"], content["request"]
             rows, reference = list(content["rows"]), dict(content["reference"])
         except (ValueError, KeyError, TypeError, OSError) as error:

@@ -17,6 +17,7 @@ from suite.bench.record import Record
 from suite.engine import Engine
 from suite.errors import ConfigError, SuiteError
 from suite.grid_fit import ModelProblem, relative_error
+from suite.input_file import check
 from suite.noise import NoiseSchedule
 from suite.output import write
 from suite.plan import Plan
@@ -77,7 +78,8 @@ class SolverBench:
         The same with half the evaluations says how far it is from its own limit.
         """
         file = self.record.beside("-reference.safetensors")
-        if self.record.reference and file.is_file():
+        if self.record.reference and file.exists():
+            check(file, "reference")
             self.exact = list(load_file(file)["x0"].split(self.batch))
             return
         problem = self.problem(self.plan(solver, "uniform", evaluations))

@@ -126,8 +126,8 @@ def test_the_report_of_a_command(suite, here) -> None:
     assert drawn.code == 0, drawn.err
     assert (here / "r.svg").read_text().lstrip().startswith("<?xml")
     for words, said in (
-        (("absent.json",), "cannot be read as a report"),
-        (("r.svg",), "cannot be read as a report"),
+        (("absent.json",), "report absent.json cannot be read"),
+        (("r.svg",), "report r.svg is not JSON"),
         (("r.json", "-o", "r.txt"), "expected a file that ends in .svg"),
         (("r.json", "--kind", "nose"), "nothing fits; this network has block"),
     ):

@@ -84,7 +84,7 @@ def test_the_same_again(suite, here, model, picture):
 
 
 BAD = {
-    "no such file": (["--init", "absent.png"], ["--init absent.png: there is no such file"]),
+    "no such file": (["--init", "absent.png"], ["--init absent.png cannot be read: No such file"]),
     "another kind": (["--init", "note.txt"], ["cannot begin with .txt; expected .png"]),
     "no ending": (["--init", "note"], ["cannot begin with a file without ending"]),
     "not a picture": (["--init", "torn.png"], ["--init: torn.png is not a readable picture"]),

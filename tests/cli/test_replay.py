@@ -114,7 +114,7 @@ def test_metadata_that_cannot_work(suite, here, model, result, change, expected)
 
 
 def test_files_that_cannot_work(suite, here, model, result):
-    assert "no file absent.png" in suite("replay", "absent.png").err
+    assert "absent.png cannot be read: No such file" in suite("replay", "absent.png").err
     (here / "x.xyz").write_text("x")
     assert "no installed modality reads .xyz" in suite("replay", "x.xyz").err
     Image.new("RGB", (4, 4)).save(here / "plain.png")
