@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Annotated
@@ -25,18 +25,20 @@ DEBUG = "SUITE_DEBUG"
 
 @dataclass(frozen=True)
 class Group:
-    """Commands below one word, functions of one module."""
+    """Commands below one word: functions, by the module that has them."""
 
     summary: str
-    module: str
-    names: tuple[str, ...]
+    modules: Mapping[str, tuple[str, ...]]
 
 
 #: Imported only when they are named: their many options cost every other command's start.
 ON_DEMAND = {
-    "schedule": Group("Fit grids of times to a model.", "suite.cli_schedule", ("optimize",)),
-    "cache": Group("Calibrate caches to a model, and see what they reuse.", "suite.cli_cache", ("calibrate", "show")),
-    "bench": Group("Measure what methods cost and lose.", "suite.cli_bench", ("solvers", "caches")),
+    "schedule": Group("Fit grids of times to a model.", {"suite.cli_schedule": ("optimize",)}),
+    "cache": Group("Calibrate caches to a model, and see what they reuse.", {"suite.cli_cache": ("calibrate", "show")}),
+    "bench": Group(
+        "Measure what methods cost and lose.",
+        {"suite.cli_bench": ("solvers", "caches"), "suite.cli_bench_quality": ("quality",)},
+    ),
 }
 
 
@@ -77,9 +79,10 @@ def application(named: str = "") -> typer.Typer:
         sub = group(commands.summary)
         sub.callback()(lambda: None)
         if title == named:
-            module = importlib.import_module(commands.module)
-            for name in commands.names:
-                sub.command(name)(getattr(module, name))
+            for path, names in commands.modules.items():
+                module = importlib.import_module(path)
+                for name in names:
+                    sub.command(name)(getattr(module, name))
         app.add_typer(sub, name=title)
     data = group("Fetch and prepare training data.")
     data.callback()(lambda: None)

@@ -173,6 +173,16 @@ class Modality(ABC):
         """The artifact as text for a terminal; for modalities that are `printable`."""
         raise NotImplementedError(f"the modality {self.name} does not print its results")
 
+    @classmethod
+    def benchmark_prompts(cls) -> tuple[str, ...]:
+        """What `suite bench quality` asks for if nobody says; not to be found in the training data, if that can be."""
+        return cls.calibration_prompts
+
+    @classmethod
+    def ceiling(cls) -> dict[str, float]:
+        """The numbers of `metrics` of real content for `benchmark_prompts`; empty where there is none."""
+        return {}
+
     def metrics(self, artifacts: Sequence[Any], prompts: Sequence[str]) -> dict[str, float]:
         """Quality numbers of finished artifacts."""
         raise NotImplementedError(f"the modality {self.name} has no metrics")

@@ -49,7 +49,9 @@ class Text(Modality):
         RequestOption("length", int, "Tokens of room for the text; a word has about 1.3.", low=4, high=512),
         RequestOption("start", str, "Words with which the text begins, if any; they stay as they are."),
     )
-    headline: ClassVar[Mapping[str, int]] = MappingProxyType({"perplexity": -1, "relevance": 1, "mauve": 1})
+    headline: ClassVar[Mapping[str, int]] = MappingProxyType(
+        {"perplexity": -1, "blind_r5": 1, "relevance": 1, "mauve": 1}
+    )
 
     def __init__(self, folder: ModelFolder, device: str, dtype: torch.dtype) -> None:
         import torch
@@ -212,6 +214,27 @@ class Text(Modality):
         if not isinstance(content, dict) or "suite" not in content:
             raise ConfigError(f"{place} was not made by this suite: it has no key 'suite'")
         return {key: value for key, value in content.items() if key not in ("text", "prompt")}
+
+    @classmethod
+    def benchmark_prompts(cls) -> tuple[str, ...]:
+        """The words of 300 definitions that training never saw, evenly over the dictionary."""
+        return cls._held_out()[0]
+
+    @classmethod
+    def ceiling(cls) -> dict[str, float]:
+        """The numbers of those definitions themselves."""
+        from suite.modalities.text.metrics import evaluate
+
+        prompts, texts = cls._held_out()
+        return evaluate(texts, prompts)
+
+    @staticmethod
+    def _held_out() -> tuple[tuple[str, ...], tuple[str, ...]]:
+        from suite.modalities.text.metrics.reference import load_real
+
+        real = load_real().only("definition")
+        rows = [len(real.texts) * k // 300 for k in range(300)]
+        return tuple(real.prompts[k] for k in rows), tuple(real.texts[k] for k in rows)
 
     def show(self, artifact: str) -> str:
         """The text itself."""

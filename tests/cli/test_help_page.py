@@ -32,6 +32,7 @@ COMMANDS = (
     "cache show",
     "bench solvers",
     "bench caches",
+    "bench quality",
     "data prepare",
     "train",
 )

@@ -12,6 +12,7 @@ from suite.errors import ConfigError
 from suite.modalities.text.metrics.divergence import area, kmeans, mauve
 from suite.modalities.text.metrics.reference import Real, load_real
 from suite.modalities.text.metrics.relevance import subject
+from suite.modalities.text.metrics.retrieval import Retrieval, blinded, retrieval
 from suite.modalities.text.metrics.variety import distinct, repetition
 
 RNG = torch.Generator
@@ -22,6 +23,28 @@ def test_distinct_counts_by_hand() -> None:
     assert distinct(texts, 1) == 3 / 6
     assert distinct(texts, 2) == 3 / 4  # the-cat, cat-the, the-dog of four
     assert distinct([""], 2) == 0
+
+
+def test_blind_retrieval_takes_the_prompts_words_out() -> None:
+    assert blinded("chemists study chemistry and matter", "chemistry (noun)") == "study and matter"
+    assert blinded("go on the go", "go (verb)") == "on the" and blinded("the good", "go (verb)") == "the good"
+    prompts = [f"{w} (noun)" for w in ("dog", "piano", "rain", "bread")]
+    real = ["an animal that barks and is kept as a pet", "a musical instrument with keys and strings",
+            "water that falls from clouds in drops", "food made of baked flour dough"]  # fmt: skip
+    found = retrieval(real, prompts)
+    assert (found.first, found.headword) == (1.0, 0.0)
+    circular = [p.removesuffix(" (noun)") for p in prompts]
+    assert retrieval(circular, prompts) == Retrieval(0.0, 0.0, 1.0), "repeating the headword wins nothing"
+    others = retrieval(real[1:] + real[:1], prompts)
+    assert others.first == 0.0
+
+
+def test_numbers_of_real_texts_are_the_ceiling_of_a_benchmark() -> None:
+    from suite.modalities.text import Text
+
+    prompts, found = Text.benchmark_prompts(), Text.ceiling()
+    assert len(set(prompts)) > 290 and all(p.endswith(")") for p in prompts)
+    assert 0.2 < found["blind_r1"] < 0.4 and 0.4 < found["blind_r5"] < 0.6 and found["n"] == 300
 
 
 def test_repetition_counts_by_hand() -> None:

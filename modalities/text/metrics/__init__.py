@@ -14,6 +14,7 @@ from suite.modalities.text.metrics.fluency import perplexity as perplexity
 from suite.modalities.text.metrics.reference import Real as Real
 from suite.modalities.text.metrics.reference import load_real as load_real
 from suite.modalities.text.metrics.relevance import relevance as relevance
+from suite.modalities.text.metrics.retrieval import retrieval as retrieval
 from suite.modalities.text.metrics.variety import distinct as distinct
 from suite.modalities.text.metrics.variety import repetition as repetition
 
@@ -33,6 +34,8 @@ def evaluate(texts: Sequence[str], prompts: Sequence[str], real: Real | None = N
         empty: share of texts without a word.
         words: mean words of a text.
         mauve: 0 to 1, higher is better; see `divergence`. Compare at equal numbers of texts.
+        blind_r1, blind_r5: share of texts that without their prompt's own words are nearest to it of all prompts here,
+            or among its nearest five; compare at equal prompts. headword: share of texts with a word of their prompt.
         relevance: mean cosine of text and prompt; relevance_shuffled: the same with prompts of other texts.
         relevance_stderr: of their difference.
         n: number of texts.
@@ -44,6 +47,7 @@ def evaluate(texts: Sequence[str], prompts: Sequence[str], real: Real | None = N
     fluency = perplexity(texts)
     found = features(texts)
     own = relevance(found, prompts)
+    blind = retrieval(texts, prompts)
     reference = load_real() if real is None else real
     return {
         "perplexity": fluency.perplexity,
@@ -53,6 +57,9 @@ def evaluate(texts: Sequence[str], prompts: Sequence[str], real: Real | None = N
         "empty": sum(not t.strip() for t in texts) / len(texts),
         "words": sum(len(t.split()) for t in texts) / len(texts),
         "mauve": mauve(found, reference.features),
+        "blind_r1": blind.first,
+        "blind_r5": blind.fifth,
+        "headword": blind.headword,
         "relevance": own.matched,
         "relevance_shuffled": own.shuffled,
         "relevance_stderr": own.stderr,
