@@ -5,22 +5,26 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from suite.errors import ConfigError, SuiteError
+from suite.errors import ConfigError, EmptyError, SuiteError
 from suite.output import write
 from suite.plan import Plan
 from suite.request import Request, resolve
 
 if TYPE_CHECKING:
     from suite.engine import Engine
+    from suite.modality import Modality
+    from suite.request import Value
     from suite.start import Init
 
 INTERRUPTED = 130
+TOLD = 10
+"""Warnings, refused prompts and empty results of which each is printed; of more only their number is."""
 
 
 def open_engine(plan: Plan, device: str | None) -> Engine:
@@ -68,14 +72,17 @@ class Job:
     texts: list[str] = field(default_factory=list)
     finished: int = 0
     reports: list[dict[str, Any]] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+    empty: list[str] = field(default_factory=list)
 
     def run(self) -> int:
         """Generate, save, print; returns the exit code."""
-        for warning in self.plan.warnings_for(self.negative) if is_writer() else ():
-            print(f"warning: {warning}", file=sys.stderr)
         cls = self.plan.modality.load()
         values = resolve(cls.options, self.options, self.plan.modality.name)
-        cls.check(self.plan.folder, Request(tuple(self.prompts), self.negative, values, self.init))
+        self._check(cls, values)
+        warnings = [*self.plan.warnings_for(self.negative), *cls.warnings(self.plan.folder, self._request(values))]
+        if is_writer():
+            _tell("warning: ", list(dict.fromkeys(warnings)))
         try:
             self._generate()
         except KeyboardInterrupt:
@@ -88,7 +95,34 @@ class Job:
         self._write_report()
         if is_writer():
             self._print()
-        return 0
+        return EmptyError.exit_code if self.empty else ConfigError.exit_code if self.refused else 0
+
+    def _request(self, values: Mapping[str, Value | None]) -> Request:
+        return Request(tuple(self.prompts), self.negative, values, self.init)
+
+    def _check(self, cls: type[Modality], values: Mapping[str, Value | None]) -> None:
+        """Leave out the prompts that this model refuses, as long as others are left: a line need not end a file.
+
+        Raises:
+            ConfigError: none is left.
+        """
+        folder, whole = self.plan.folder, self._request(values)
+        try:
+            return cls.check(folder, whole)
+        except ConfigError as error:
+            first = error
+        refused: dict[str, str] = {}
+        for prompt in dict.fromkeys(self.prompts):
+            try:
+                cls.check(folder, replace(whole, prompts=(prompt,)))
+            except ConfigError as error:
+                refused[prompt] = str(error)
+        kept = [row for row, prompt in enumerate(self.prompts) if prompt not in refused]
+        if not kept or not refused:
+            raise first
+        self.prompts, self.seeds = [self.prompts[row] for row in kept], [self.seeds[row] for row in kept]
+        self.files = [self.files[row] for row in kept] if self.files else []
+        self.refused = list(refused.values())
 
     def _generate(self) -> None:
         from suite.mesh import Mesh
@@ -121,13 +155,19 @@ class Job:
         if not is_writer():
             return
         for index, file in enumerate(self.files[rows][: len(result.artifacts)]):
-            written = result.save_one(index, file, join=file in self.saved)
+            try:
+                written = result.save_one(index, file, join=file in self.saved)
+            except EmptyError as error:  # the others stay
+                self.empty.append(f"{file} (seed {self.seeds[rows][index]}): {error}")
+                continue
             self.saved += [path for path in written if path not in self.saved]
             self.finished += 1
         if not self.files:  # a printable modality without -o
             shown = [result.modality.show(artifact) for artifact in result.artifacts]
+            empty = {row: why for row, a in enumerate(result.artifacts) if (why := result.modality.why_empty(a))}
+            self.empty += [f"{self.prompts[rows][k]!r} (seed {self.seeds[rows][k]}): {w}" for k, w in empty.items()]
             self.texts += shown
-            self.finished += len(shown)
+            self.finished += len(shown) - len(empty)
             if not self.as_json:
                 print(*shown, sep="\n", flush=True)
         if result.stopped:
@@ -150,6 +190,11 @@ class Job:
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task("steps", total=sum(work))
             yield lambda batch, step: bar.update(task, completed=sum(work[:batch]) + step + 1)
+
+    def _shortfall(self) -> str:
+        """Which prompts were refused and which results are empty; empty if it is all there."""
+        told = [f"{len(found)} {what}" for found, what in ((self.refused, "refused"), (self.empty, "empty")) if found]
+        return f"{', '.join(told)}; {self._count()}" if told else ""
 
     def _count(self) -> str:
         return f"{self.finished} of {len(self.prompts)} finished" + (" and stay" if self.files else "")
@@ -179,12 +224,25 @@ class Job:
             write(self.report_file, put)
 
     def _print(self) -> None:
+        short = self._shortfall()
         if self.as_json:
-            print(json.dumps(self._results()))
+            error = {"error": "; ".join([short, *self.refused, *self.empty])} if short else {}
+            print(json.dumps({**error, **self._results()}))
             return
         for file in self.saved:
             print(file)
+        if short:
+            _tell("error: ", [*self.refused, *self.empty])
+            print(f"error: {short}", file=sys.stderr)
         if sys.stderr.isatty():
             seconds = sum(r["seconds"]["sample"] for r in self.reports)
             nfe = self.reports[0]["nfe"]
             print(f"{len(self.prompts)} in {seconds:.1f} s of sampling, {nfe:g} evaluations each", file=sys.stderr)
+
+
+def _tell(begin: str, lines: Sequence[str]) -> None:
+    """Print the first few of many lines on stderr."""
+    for line in lines[:TOLD]:
+        print(f"{begin}{line}", file=sys.stderr)
+    if len(lines) > TOLD:
+        print(f"{begin}and {len(lines) - TOLD} more like these", file=sys.stderr)

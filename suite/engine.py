@@ -486,6 +486,9 @@ class Engine:
         encoding = {"reused": reused, "bytes_held": self._encoded.bytes}
         report = self._report(run, request, counter, clock.laps, plugins, counted, problem, encoding)
         report = replace(report, cache_memory=memory.facts(), blocks=activity.facts() if activity else None)
+        empty = [f"sample {k} is empty: {why}" for k, a in enumerate(artifacts) if (why := self.modality.why_empty(a))]
+        told = [*report.warnings, *self.modality.warnings(self.plan.folder, request), *empty]
+        report = replace(report, warnings=list(dict.fromkeys(told)))
         stopped = isinstance(content, list) and not (len(content) == request.batch and content[-1].complete)
         return Result(artifacts, report, self.modality, stopped, content)
 

@@ -81,6 +81,15 @@ class Modality(ABC):
         """
         del folder, request
 
+    @classmethod
+    def warnings(cls, folder: ModelFolder, request: Request) -> Sequence[str]:
+        """What this model will not do as asked, though it can be run: a sentence each, for people and the report.
+
+        Called after `check`, so without torch as well.
+        """
+        del folder, request
+        return ()
+
     @abstractmethod
     def prior(self, request: Request, rng: SampleRng) -> Tensor:
         """x at t = 1: [B, ...] float32, or tokens; one row a stream of `rng`."""
@@ -119,6 +128,14 @@ class Modality(ABC):
         After distillation x0 is a list of `suite.distill.Distilled`; artifacts may be fewer than prompts if the
         run was stopped.
         """
+
+    def why_empty(self, artifact: Any) -> str:
+        """Why there is nothing in an artifact, and what to try: no words, silence, no surface. Empty if there is.
+
+        Such an artifact is not saved: the run goes on with the others and ends with exit code 3.
+        """
+        del artifact
+        return ""
 
     @abstractmethod
     def save(self, artifact: Any, path: Path, metadata: Mapping[str, Any]) -> None:

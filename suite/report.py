@@ -43,7 +43,7 @@ class RunReport:
         network_bytes: parameters and buffers as they lie in memory.
         peak_memory_bytes: of the process (CPU) or of the device.
         plugins: the active chain, in the host's order.
-        warnings: rules that advise against the chain.
+        warnings: rules that advise against the chain, what of the prompts is not known or not read, empty results.
         versions: of the packages that decide the numbers.
         negative: the negative prompt.
         macs: multiply-accumulates a sample that ran on this rank while sampling; None if they were not counted.

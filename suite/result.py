@@ -29,10 +29,22 @@ class Result:
         return {"suite": self.report.to_dict(), "index": index}
 
     def save(self, output: str | Path) -> list[Path]:
-        """Write all artifacts; see `suite.output.targets` for the names."""
+        """Write all artifacts; see `suite.output.targets` for the names.
+
+        Raises:
+            EmptyError: some have no content; the others are written.
+        """
         files = targets(Path(output), len(self.artifacts), self.modality.suffixes, self.modality.joins)
+        saved: list[Path] = []
+        empty: list[EmptyError] = []
         for index, file in enumerate(files):
-            self.save_one(index, file, join=file in files[:index])
+            try:
+                self.save_one(index, file, join=file in saved)
+                saved.append(file)
+            except EmptyError as error:
+                empty.append(error)
+        if empty:
+            raise EmptyError(f"{len(empty)} of {len(files)} are empty, the others are saved: {empty[0]}") from empty[0]
         return list(dict.fromkeys(files))
 
     def save_one(self, index: int, file: Path, join: bool = False) -> list[Path]:
@@ -40,18 +52,19 @@ class Result:
 
         Args:
             join: the file holds results of this run already, which stay (`Modality.joins`).
+
+        Raises:
+            EmptyError: it has no content (`Modality.why_empty`); what lies beside it is written.
         """
         artifact, metadata = self.artifacts[index], self.metadata(index)
         joins = file.suffix.lower() in self.modality.joins
         extras = {} if joins else self.modality.extras(artifact, metadata)
         beside = {file.with_name(file.stem + e): f for e, f in extras.items()}
-        empty = None
-        try:
+        why = self.modality.why_empty(artifact)
+        if not why:
             write(file, lambda temporary: self.modality.save(artifact, temporary, metadata), join)
-        except EmptyError as error:
-            empty = error
         for extra, save in beside.items():
             write(extra, save)
-        if empty:
-            raise EmptyError(f"{empty}; kept: {', '.join(map(str, beside)) or 'nothing'}") from empty
+        if why:
+            raise EmptyError(why + (f"; kept: {', '.join(map(str, beside))}" if beside else ""))
         return [file, *beside]

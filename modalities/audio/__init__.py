@@ -23,6 +23,8 @@ if TYPE_CHECKING:  # the file endings are checked before torch is loaded
 
 NETWORK = "transformer"
 VOCODER = "vocoder"
+SILENCE = 1e-3
+"""Peak below which a sound is silence: -60 dB of full scale."""
 
 
 class Audio(Modality):
@@ -44,6 +46,7 @@ class Audio(Modality):
         from suite import noise
         from suite.modalities.audio.fold import folded_shape
         from suite.modalities.audio.vocoder import open_vocoder
+        from suite.modalities.shared.words import text_length
         from suite.network import Layout, Network
         from suite.prediction import Prediction
         from suite.weights import load_network
@@ -61,7 +64,7 @@ class Audio(Modality):
         module = load_network(folder.path / NETWORK, device, dtype)
         self.network = Network(module, Layout(self.shape, tokens=self.shape[1] * self.shape[2]))
         self.vocoder = open_vocoder(folder.path / VOCODER, device)
-        self._length = int(folder.facts.get("text", {}).get("length", 24))
+        self._length = text_length(folder)
 
     def prior(self, request: Request, rng: SampleRng) -> Tensor:
         """Standard normal times sigma(1), [B, C, H, W]."""
@@ -94,6 +97,12 @@ class Audio(Modality):
         with torch.inference_mode():
             sounds = [faded(self.vocoder.sound(picture)[:, :length])[0] for picture in pictures]
         return [Sound(sound.cpu().numpy(), RATE) for sound in sounds]
+
+    def why_empty(self, artifact: Sound) -> str:
+        """Silence: nothing above -60 dB of full scale."""
+        if len(artifact.samples) and float(abs(artifact.samples).max()) >= SILENCE:
+            return ""
+        return "the sound is silence. Try another --seed, more --steps, or a plainer prompt"
 
     def save(self, artifact: Sound, path: Path, metadata: Mapping[str, Any]) -> None:
         """A sound file in the format that the ending names; its comment holds the metadata as JSON."""
@@ -146,6 +155,12 @@ class Audio(Modality):
         from suite.modalities.shared.words import check_words
 
         check_words(request.prompts)
+
+    @classmethod
+    def warnings(cls, folder: ModelFolder, request: Request) -> list[str]:
+        from suite.modalities.shared.words import prompt_warnings
+
+        return prompt_warnings(folder, request)
 
     def metrics(self, artifacts: Sequence[Sound], prompts: Sequence[str]) -> dict[str, float]:
         """Frechet distances to real clips, agreement of tags, and errors of spoken words."""

@@ -38,6 +38,7 @@ class Image(Modality):
 
     def __init__(self, folder: ModelFolder, device: str, dtype: torch.dtype) -> None:
         from suite import noise
+        from suite.modalities.shared.words import text_length
         from suite.network import Layout, Network
         from suite.prediction import Prediction
         from suite.weights import load_network
@@ -56,7 +57,7 @@ class Image(Modality):
         patch = int(getattr(module.config, "patch_size", 1) or 1) if kind == PATCHED else 1
         layout = Layout(self.shape, tokens=(self.shape[1] // patch) * (self.shape[2] // patch))
         self.network = Network(module, layout, bool(folder.facts.get("guidance_distilled")))
-        self._length = int(folder.facts.get("text", {}).get("length", 24))
+        self._length = text_length(folder)
 
     def prior(self, request: Request, rng: SampleRng) -> Tensor:
         """Standard normal times sigma(1), [B, 3, H, W]."""
@@ -126,6 +127,12 @@ class Image(Modality):
         from suite.modalities.shared.words import check_words
 
         check_words(request.prompts)
+
+    @classmethod
+    def warnings(cls, folder: ModelFolder, request: Request) -> list[str]:
+        from suite.modalities.shared.words import prompt_warnings
+
+        return prompt_warnings(folder, request)
 
     def metrics(self, artifacts: Sequence[Pictures.Image], prompts: Sequence[str]) -> dict[str, float]:
         """Frechet and kernel distance to the Fluent pictures, and alignment with the prompts."""

@@ -42,6 +42,7 @@ class TokenStates:
 def encode(prompts: Sequence[str], length: int = 24, batch: int = 256) -> TokenStates:
     """Encode `prompts` to at most `length` tokens each, begin and end marks included; longer ones are cut.
 
+    What is cut, `words.cut` tells beforehand. Marks in a prompt, such as `[SEP]`, are read as they are written.
     The empty prompt is the null condition of classifier-free guidance: its two marks are its only tokens.
     Runs on the CPU in float32. Raises ConfigError when the encoder's package is absent or `length` is below 2.
     """
@@ -94,7 +95,7 @@ def minilm() -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     from transformers import AutoModel, AutoTokenizer
 
     with quiet():
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, split_special_tokens=True)
         network = AutoModel.from_pretrained(folder, local_files_only=True)
     return tokenizer, network.eval().requires_grad_(False)
 

@@ -106,8 +106,16 @@ class Text(Modality):
         vocabulary.start(folder, tokenizer, request)
         if request.init:
             vocabulary.given(folder, tokenizer, request.init.content, request)
-        for prompt in request.prompts:
+        for prompt in (*request.prompts, *([request.negative] if request.negative else [])):
             vocabulary.prompt_tokens(tokenizer, prompt)
+
+    @classmethod
+    def warnings(cls, folder: ModelFolder, request: Request) -> list[str]:
+        from suite.modalities.shared.words import unknown
+
+        said = [*((vocabulary.asked(p), "the prompt") for p in dict.fromkeys(request.prompts))]
+        said += [(vocabulary.asked(request.negative), "--negative")]
+        return [warning for words, what in said for warning in unknown(words, what)]
 
     def prior(self, request: Request, rng: SampleRng) -> Tensor:
         """Masks after the given start, [B, L]; or standard normal times sigma(1), [B, L, D]."""
@@ -183,6 +191,12 @@ class Text(Modality):
         if self.table is not None:
             x0 = (x0.to(self.table) @ self.table.T).argmax(-1)  # rows of equal length: nearest = largest product
         return [vocabulary.written(self.tokenizer, row) for row in x0.tolist()]
+
+    def why_empty(self, artifact: str) -> str:
+        """No letter and no digit in it."""
+        if any(letter.isalnum() for letter in artifact):
+            return ""
+        return "the model wrote no words. Try another --seed, or a longer --length"
 
     def save(self, artifact: str, path: Path, metadata: Mapping[str, Any]) -> None:
         """The text and a newline; or as .jsonl one line {"text", "prompt", "suite", "index"}."""

@@ -85,7 +85,9 @@ def _only(said: str, outputs: int) -> Tokenizer:
 
     content = json.loads(said)
     vocab = {name: k for name, k in content["model"]["vocab"].items() if k < outputs or name == _UNKNOWN}
-    return Tokenizer.from_str(json.dumps({**content, "model": {**content["model"], "vocab": vocab}}))
+    tokenizer = Tokenizer.from_str(json.dumps({**content, "model": {**content["model"], "vocab": vocab}}))
+    tokenizer.encode_special_tokens = True  # as in `vocabulary`: no file says so
+    return tokenizer
 
 
 def table(tokenizer: Tokenizer) -> Tensor:

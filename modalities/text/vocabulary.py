@@ -49,7 +49,9 @@ def _opened(file: str, changed: int, size: int) -> Tokenizer:
     from tokenizers import Tokenizer
 
     del changed, size
-    return Tokenizer.from_file(file)
+    tokenizer = Tokenizer.from_file(file)
+    tokenizer.encode_special_tokens = True  # `<mask>` in a text is a word in brackets, not an open place
+    return tokenizer
 
 
 def lengths(folder: ModelFolder) -> tuple[int, int]:
@@ -68,7 +70,7 @@ def start(folder: ModelFolder, tokenizer: Tokenizer, request: Request) -> tuple[
     if length > longest:
         raise ConfigError(f"--length {length}: model {folder.name} writes at most {longest} tokens")
     words = plain(str(request.options.get("start") or ""))
-    first = text_tokenizer(folder, tokenizer).encode(words, add_special_tokens=False).ids if words else []
+    first = text_tokens(folder, tokenizer, words, "--start") if words else []
     if len(first) >= length:
         raise ConfigError(f"--start has {len(first)} tokens and --length is {length}: there is no room for more")
     return length, first
@@ -79,7 +81,7 @@ def given(folder: ModelFolder, tokenizer: Tokenizer, words: str, request: Reques
     length, first = start(folder, tokenizer, request)
     if first:
         raise ConfigError("--start and --init both say how the text begins; leave one of them out")
-    tokens = text_tokenizer(folder, tokenizer).encode(words, add_special_tokens=False).ids
+    tokens = text_tokens(folder, tokenizer, words, "--init")
     if len(tokens) > length:
         raise ConfigError(
             f"--init has {len(tokens)} tokens, and there is room for {length}; add --length {len(tokens)} "
@@ -101,6 +103,16 @@ def text_tokenizer(folder: ModelFolder, tokenizer: Tokenizer) -> Tokenizer:
             f"{tokenizer.get_vocab_size()} tokens"
         )
     return only(tokenizer, outputs)
+
+
+def text_tokens(folder: ModelFolder, tokenizer: Tokenizer, words: str, what: str) -> list[int]:
+    """The tokens of a text that is given, without any marks. ConfigError for what the model cannot write."""
+    found = text_tokenizer(folder, tokenizer).encode(words, add_special_tokens=False)
+    unknown = tokenizer.token_to_id("[UNK]")
+    for token, (begin, end) in zip(found.ids, found.offsets, strict=True):
+        if token == unknown:
+            raise ConfigError(f"{what}: the model {folder.name} cannot write {words[begin:end]!r}; leave it out")
+    return found.ids
 
 
 def written(tokenizer: Tokenizer, row: list[int]) -> str:
@@ -141,13 +153,19 @@ def words_of(row: list[int]) -> list[int]:
     return list(takewhile(lambda token: token != PAD, begun))
 
 
+def asked(prompt: str) -> str:
+    """The words of a prompt, without what says which kind of text is wanted."""
+    wanted = plain(prompt)
+    return ASKED.sub("", wanted).strip() or wanted
+
+
 def prompt_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
     """Tokens of a prompt, in the form that the training data have; the empty one says nothing, in one token."""
     if not prompt:
         marks = tokenizer.encode("").ids  # word pieces have one at each end, byte pairs none
         return [*marks[:1], NONE, *marks[1:]]
     wanted = plain(prompt)
-    check_words([ASKED.sub("", wanted).strip() or wanted])
+    check_words([asked(prompt)])
     if not ASKED.search(wanted):
         wanted = f"sentence: {wanted}"
     tokens = tokenizer.encode(wanted).ids

@@ -106,8 +106,6 @@ class ThreeD(Modality):
 
     def representation(self, request: Request, index: int, seed: int) -> FieldScene:
         """A field that starts as a blob, and the prompt that it is to become."""
-        import torch
-
         from suite.modalities.three_d.field import Field
         from suite.modalities.three_d.raster import require
         from suite.modalities.three_d.scene import FieldScene
@@ -145,13 +143,19 @@ class ThreeD(Modality):
             solids.append(Solid(mesh, sheet, [] if mesh is None else turntable(mesh), distilled.log))
         return solids
 
+    def why_empty(self, artifact: Solid) -> str:
+        """No surface, or one without faces."""
+        if artifact.mesh is not None and len(artifact.mesh.faces):
+            return ""
+        return (
+            "the field stayed empty: it has no surface to make a mesh of. Try another --seed, more --iterations, "
+            "or a plainer prompt"
+        )
+
     def save(self, artifact: Solid, path: Path, metadata: Mapping[str, Any]) -> None:
         """GLB, OBJ or PLY. EmptyError if there is no surface."""
         if artifact.mesh is None:
-            raise EmptyError(
-                "the field stayed empty: it has no surface to make a mesh of. Try another --seed, more --iterations, "
-                "or a plainer prompt"
-            )
+            raise EmptyError(self.why_empty(artifact))
         files.write(artifact.mesh, path, metadata)
 
     def extras(self, artifact: Solid, metadata: Mapping[str, Any]) -> Mapping[str, Callable[[Path], None]]:
@@ -177,6 +181,12 @@ class ThreeD(Modality):
         from suite.modalities.shared.words import check_words
 
         check_words(request.prompts)
+
+    @classmethod
+    def warnings(cls, folder: ModelFolder, request: Request) -> list[str]:
+        from suite.modalities.shared.words import prompt_warnings
+
+        return prompt_warnings(folder, request)
 
     def metrics(self, artifacts: Sequence[Solid], prompts: Sequence[str]) -> dict[str, float]:
         """Alignment and R-precision of views, consistency between views, closedness."""

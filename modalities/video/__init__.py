@@ -43,6 +43,7 @@ class Video(Modality):
 
     def __init__(self, folder: ModelFolder, device: str, dtype: torch.dtype) -> None:
         from suite import noise
+        from suite.modalities.shared.words import text_length
         from suite.modalities.video.network import patch_size
         from suite.network import Layout, Network
         from suite.prediction import Prediction
@@ -69,7 +70,7 @@ class Video(Modality):
         tokens = self.shape[1] * (self.shape[2] // patch) * (self.shape[3] // patch)
         distilled = bool(folder.facts.get("guidance_distilled"))
         self.network = Network(module, Layout(self.shape, tokens), distilled)
-        self._length = int(folder.facts.get("text", {}).get("length", 24))
+        self._length = text_length(folder)
 
     def prior(self, request: Request, rng: SampleRng) -> Tensor:
         """Standard normal times sigma(1), [B, C, T, H, W]."""
@@ -161,6 +162,12 @@ class Video(Modality):
         asked, most = request.options.get("frames"), _whole(folder, "clip", 4)[1]
         if asked is not None and int(asked) > most:
             raise ConfigError(f"--frames {asked}: the model {folder.name} makes clips of 1 to {most} frames")
+
+    @classmethod
+    def warnings(cls, folder: ModelFolder, request: Request) -> list[str]:
+        from suite.modalities.shared.words import prompt_warnings
+
+        return prompt_warnings(folder, request)
 
     def metrics(self, artifacts: Sequence[Clip], prompts: Sequence[str]) -> dict[str, float]:
         """Distances of frames and of changes to real clips, amount and steadiness of motion, agreement with prompts."""
