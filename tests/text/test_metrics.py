@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from suite.errors import ConfigError
+from suite.modalities.text.metrics.copies import Copies, copies, training_texts
 from suite.modalities.text.metrics.divergence import area, kmeans, mauve
 from suite.modalities.text.metrics.reference import Real, load_real
 from suite.modalities.text.metrics.relevance import subject
@@ -45,6 +46,23 @@ def test_numbers_of_real_texts_are_the_ceiling_of_a_benchmark() -> None:
     prompts, found = Text.benchmark_prompts(), Text.ceiling()
     assert len(set(prompts)) > 290 and all(p.endswith(")") for p in prompts)
     assert 0.2 < found["blind_r1"] < 0.4 and 0.4 < found["blind_r5"] < 0.6 and found["n"] == 300
+
+
+def test_copies_are_whole_texts_and_runs_of_words() -> None:
+    training = ["an event resulting in great loss and misfortune", "a dog", "to run fast"]
+    texts = ["An event, resulting in great loss and misfortune", "it is resulting in great loss and misfortune now",
+             "a dog", "to run fast", "something else altogether of seven words here"]  # fmt: skip
+    assert copies(texts, training) == Copies(whole=2 / 5, runs=2 / 5, long=3 / 5)
+
+
+def test_training_texts_leave_out_what_is_held_out(pieces, records) -> None:
+    from suite.modalities.text.data import load
+
+    found, held = training_texts(pieces), load(pieces).held_out
+    assert len(found) == int((~held).sum()) and 0 < int(held.sum()) < 30
+    texts = {r.text for r in records}
+    assert sum(text in texts for text in found) > 0.97 * len(found)
+    assert copies(found[:40], found).whole == sum(len(text.split()) >= 3 for text in found[:40]) / 40
 
 
 def test_repetition_counts_by_hand() -> None:
