@@ -27,6 +27,8 @@ class Call:
         share: of the batch's rows that are asked for; below 1 where one evaluation is split into several calls,
             whose shares add up to 1, or where the other rows need none. It counts as so much of an evaluation. Joined
             branches may then have different numbers of rows: who splits a batch by branches must ask for all rows.
+        together: all branches that guidance evaluates at this time, joined by `+`, of which `branch` are those of this
+            call; empty where nobody said.
     """
 
     step: int
@@ -37,17 +39,29 @@ class Call:
     branch: str = "cond"
     run_id: str = ""
     share: float = 1.0
+    together: str = ""
+
+    @property
+    def key(self) -> str:
+        """Name of these branches for state that is kept between calls.
+
+        It differs where others are evaluated with them and where not, so that a branch that travels alone, on a rank
+        or in a call of its own, is kept for exactly as long as the joined batch would be.
+        """
+        return self.branch if self.together in ("", self.branch) else f"{self.branch} of {self.together}"
 
     @property
     def branches(self) -> tuple[str, ...]:
         """The branches of this call in batch order."""
         return tuple(self.branch.split(JOIN))
 
-    def on(self, *branches: str) -> Call:
-        """The same evaluation for other branches."""
+    def on(self, *branches: str, together: str = "") -> Call:
+        """The same evaluation for other branches; `together` as it was unless it is given."""
         # Spelt out: dataclasses.replace costs ten times as much, at every evaluation.
-        branch = JOIN.join(branches)
-        return Call(self.step, self.steps, self.t, self.next_t, self.evaluation, branch, self.run_id, self.share)
+        branch, together = JOIN.join(branches), together or self.together
+        return Call(
+            self.step, self.steps, self.t, self.next_t, self.evaluation, branch, self.run_id, self.share, together
+        )
 
 
 def first_steps(share: float, steps: int) -> int:

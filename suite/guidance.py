@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from suite.call import Call, first_steps
+from suite.call import JOIN, Call, first_steps
 from suite.denoiser import Cond, Denoiser, concatenate
 from suite.errors import ConfigError
 
@@ -65,15 +65,18 @@ class GuidedDenoiser:
     def denoise(self, x: Tensor, t: Tensor, cond: Mapping[str, Cond], call: Call) -> Tensor:
         branches = self.guidance.branches(call)
         if len(branches) == 1:
-            return self.inner.denoise(x, t, cond["cond"], call.on("cond"))
+            return self.inner.denoise(x, t, cond["cond"], call.on("cond", together="cond"))
+        together = JOIN.join(branches)
         if self.guidance.batched:
             both = torch.cat([x] * len(branches))
             times = t if t.ndim == 0 else torch.cat([t] * len(branches))
             joined = self._join(branches, cond)
-            out = self.inner.denoise(both, times, joined, call.on(*branches))
+            out = self.inner.denoise(both, times, joined, call.on(*branches, together=together))
             conditional, unconditional = out.chunk(2)
         else:
-            conditional, unconditional = (self.inner.denoise(x, t, cond[b], call.on(b)) for b in branches)
+            conditional, unconditional = (
+                self.inner.denoise(x, t, cond[b], call.on(b, together=together)) for b in branches
+            )
         if self.guidance.tokens:
             return _of_tokens(conditional, unconditional, self.guidance.scale)
         return torch.lerp(unconditional, conditional, self.guidance.scale)

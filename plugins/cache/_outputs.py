@@ -97,7 +97,7 @@ class Outputs:
         """
         call = active_call()
         since = anchor(call.step, call.steps)
-        kept = self.kept.get(part, {}).get((call.branch, call.evaluation))
+        kept = self.kept.get(part, {}).get((call.key, call.evaluation))
         if since >= call.step or kept is None or kept.step < since:
             self.forget(part, since)
             self.computed += 1
@@ -115,7 +115,7 @@ class Outputs:
     def forget(self, part: str, since: int) -> None:
         """Drop what this call is about to replace, and what is older than `since`, before anything new is held."""
         call = active_call()
-        self._drop(self.kept.get(part, {}), (call.branch, call.evaluation), since)
+        self._drop(self.kept.get(part, {}), (call.key, call.evaluation), since)
 
     def _drop(self, mine: dict[tuple[str, int], Kept], key: tuple[str, int], since: int) -> None:
         for stale in [k for k, v in mine.items() if k == key or v.step < since]:
@@ -123,7 +123,7 @@ class Outputs:
 
     def _store(self, mine: dict[tuple[str, int], Kept], call: Call, output: Any) -> None:
         count = size(output)
-        mine[call.branch, call.evaluation] = Kept(call.step, output, count)
+        mine[call.key, call.evaluation] = Kept(call.step, output, count)
         self.held += count
         if self.held > self.peak:
             self.peak = self.held
@@ -138,7 +138,7 @@ class Outputs:
         def answer(*args: Any, **kwargs: Any) -> Any:
             call = active_call()
             step, steps = call.step, call.steps
-            key, since = (call.branch, call.evaluation), anchor(step, steps)
+            key, since = (call.key, call.evaluation), anchor(step, steps)
             kept = mine.get(key)
             if since < step and kept is not None and kept.step >= since:
                 self.reused += 1

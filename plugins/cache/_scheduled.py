@@ -50,7 +50,7 @@ class Scheduled:
 
         def answer(*args: Any, **kwargs: Any) -> Any:
             call = active_call()
-            step, key = self.content.index(call.next_t), (name, call.branch, call.evaluation)
+            step, key = self.content.index(call.next_t), (name, call.key, call.evaluation)
             row = plan[call.evaluation] if call.evaluation < len(plan) else ()
             since = computed_before(row, step) if step is not None and row and row[step] else None
             # A branch may come back after steps without it: only the output that the plan means is reused.

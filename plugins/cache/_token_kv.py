@@ -96,7 +96,7 @@ class TokenKV:
 
     def denoise(self, inner: Denoiser, x: Tensor, t: Tensor, cond: Cond, call: Call) -> Tensor:
         """p(x0 given x) of all places, of which only those that are needed are computed."""
-        kept = self.kept.get(call.branch)
+        kept = self.kept.get(call.key)
         if kept is None or kept.x.shape != x.shape:
             everything = torch.arange(x.shape[0], device=x.device)
             return self._whole(inner, x, t, cond, call, everything, None)
@@ -170,7 +170,7 @@ class TokenKV:
             # A denoiser gives a known token all the chance, and the mask none.
             masked = kept.probabilities.gather(-1, x[..., None])[..., 0] < 0.5
             kept.masked = int(torch.where(masked, x, -1).max())
-        self.kept[call.branch] = kept
+        self.kept[call.key] = kept
         self.whole += len(rows)
         self.computed += len(rows) * kept.places
         self._account()

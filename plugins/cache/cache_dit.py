@@ -50,7 +50,7 @@ class _Library:
 
         def run(*args: Any, **kwargs: Any) -> Any:
             call = active_call()
-            key = (call.branch, call.evaluation)
+            key = (call.key, call.evaluation)
             if key not in self.forwards:
                 self.forwards[key] = self._enabled(forward)
             self.calls += 1

@@ -88,11 +88,11 @@ class _Hooks:
         """
         from diffusers.models.cache_utils import CacheMixin
 
-        mine = self.states.setdefault((call.branch, call.evaluation), {})
+        mine = self.states.setdefault((call.key, call.evaluation), {})
         for index, hook in enumerate(h for h in self._hooked() if hasattr(h, "state")):
             hook.state = mine.setdefault(index, type(hook.state)())
         try:
-            with CacheMixin.cache_context(self.module, f"{call.branch}/{call.evaluation}"):  # pyright: ignore[reportArgumentType]
+            with CacheMixin.cache_context(self.module, f"{call.key}/{call.evaluation}"):  # pyright: ignore[reportArgumentType]
                 return evaluate()
         except Exception as error:
             if not _raised_by_hooks(error):

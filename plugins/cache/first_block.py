@@ -86,7 +86,7 @@ class _Policy:
                 f"{NAME}: {self.chain[1].name} ran before {self.chain[0].name}, so the blocks are not one chain; "
                 f"{OTHERWISE}"
             )
-        options, everything, key = self.options, list(range(batch)), (call.branch, call.evaluation)
+        options, everything, key = self.options, list(range(batch)), (call.key, call.evaluation)
         # Taken out, so that a full evaluation does not hold the old residuals and the new ones at once.
         kept = self.kept.pop(key, None)
         if kept is None or kept.change.shape != self.change.shape:
@@ -110,9 +110,9 @@ class _Policy:
 
     def keep(self, call: Call, rows: list[int], residual: States) -> None:
         assert self.change is not None
-        kept = self.kept.get((call.branch, call.evaluation))
+        kept = self.kept.get((call.key, call.evaluation))
         if kept is None:
-            self.kept[call.branch, call.evaluation] = _Kept(self.change, residual, [call.step] * len(rows))
+            self.kept[call.key, call.evaluation] = _Kept(self.change, residual, [call.step] * len(rows))
             self.peak = max(self.peak, self.held())
             return
         kept.change[rows] = self.change[rows]
@@ -123,7 +123,7 @@ class _Policy:
             kept.steps[row] = call.step
 
     def recall(self, call: Call) -> States:
-        return self.kept[call.branch, call.evaluation].rest
+        return self.kept[call.key, call.evaluation].rest
 
     def held(self) -> int:
         return sum(size((k.change, k.rest)) for k in self.kept.values())

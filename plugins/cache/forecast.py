@@ -60,7 +60,7 @@ class _Forecasting:
 
     def denoise(self, x: Tensor, t: Tensor, cond: Cond, call: Call) -> Tensor:
         store, o = self.store, self.store.options
-        key = (call.branch, call.evaluation)
+        key = (call.key, call.evaluation)
         history = store.kept.setdefault(key, History(o.order, o.interval, o.form, o.scale))
         always = call.step < o.warmup or call.step % o.interval == 0 or call.step >= call.steps - o.last
         same = history.newest >= 0 and history.newest // o.interval == call.step // o.interval
@@ -99,8 +99,10 @@ class Forecast(Plugin):
     """Evaluate at steps 0, N, 2N, ...; in between, extrapolate the prediction over the times of the run.
 
     Computed are the first `warmup` steps, those and the `last` ones. With order 0 the prediction is repeated, which
-    for DDIM is DDIM with N times fewer steps, whatever quantity is repeated. A forecast of order m caps the solver's
-    order p at min(p, m + 1) with the form `adams`; see `suite.plugins.cache._forecast.weights` for the forms.
+    for DDIM is DDIM with N times fewer steps if x0, epsilon or epsilon - x0 is repeated: a DDIM step keeps all three.
+    It does not keep v = alpha epsilon - sigma x0, and a repeated v is another method, also of first order. A forecast
+    of order m caps the solver's order p at min(p, m + 1) with the form `adams`; see
+    `suite.plugins.cache._forecast.weights` for the forms.
 
     Args:
         interval: N; 1 computes everything.

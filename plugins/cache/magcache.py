@@ -65,7 +65,7 @@ class _Policy:
 
     def missing(self, call: Call, batch: int, signal: Tensor | None) -> list[int]:
         del signal
-        step, kept = self.content.index(call.next_t), self.kept.get((call.branch, call.evaluation))
+        step, kept = self.content.index(call.next_t), self.kept.get((call.key, call.evaluation))
         if step is None or kept is None or call.evaluation >= len(self.plan):
             return list(range(batch))
         plan = self.plan[call.evaluation]
@@ -81,14 +81,14 @@ class _Policy:
         del rows
         step = self.content.index(call.next_t)
         if step is not None:
-            self.kept[call.branch, call.evaluation] = (step, residual)
+            self.kept[call.key, call.evaluation] = (step, residual)
             self.peak = max(self.peak, self.held())
 
     def held(self) -> int:
         return sum(size(residual) for _, residual in self.kept.values())
 
     def recall(self, call: Call) -> States:
-        return self.kept[call.branch, call.evaluation][1]
+        return self.kept[call.key, call.evaluation][1]
 
     def facts(self) -> dict[str, Any]:
         mean = sum(self.estimates) / len(self.estimates) if self.estimates else None

@@ -43,7 +43,7 @@ class _Forecasts:
 
     def history(self, part: str, call: Call) -> History:
         """What is kept of this part for the call's branch and evaluation."""
-        mine, key = self.kept.setdefault(part, {}), (call.branch, call.evaluation)
+        mine, key = self.kept.setdefault(part, {}), (call.key, call.evaluation)
         if key not in mine:
             o = self.options
             mine[key] = History(o.order, o.interval, o.form, o.scale)
@@ -85,7 +85,7 @@ class _Forecasts:
 
         def answer(*args: Any, **kwargs: Any) -> Any:
             call = active_call()
-            history = mine.get((call.branch, call.evaluation)) or self.history(name, call)
+            history = mine.get((call.key, call.evaluation)) or self.history(name, call)
             if call.step % interval and self.ready(history, call):
                 self.forecast += 1
                 return history.at(call.t)

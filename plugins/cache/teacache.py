@@ -93,7 +93,7 @@ class _Policy:
 
     def missing(self, call: Call, batch: int, signal: Tensor | None) -> list[int]:
         assert signal is not None
-        now, key = signal, (call.branch, call.evaluation)
+        now, key = signal, (call.key, call.evaluation)
         kept = self.kept.get(key)
         # After steps without this branch, as guidance in an interval leaves them, the change since then is unknown.
         if kept is None or kept.signal.shape != now.shape or kept.step != call.step - 1:
@@ -118,7 +118,7 @@ class _Policy:
         return kept.sums[row] < o.threshold and recent
 
     def keep(self, call: Call, rows: list[int], residual: States) -> None:
-        kept = self.kept[call.branch, call.evaluation]
+        kept = self.kept[call.key, call.evaluation]
         if kept.residual is None or len(rows) == len(kept.sums):
             kept.residual = residual
         else:
@@ -131,7 +131,7 @@ class _Policy:
         return sum(size((k.signal, k.residual)) for k in self.kept.values())
 
     def recall(self, call: Call) -> States:
-        residual = self.kept[call.branch, call.evaluation].residual
+        residual = self.kept[call.key, call.evaluation].residual
         assert residual is not None
         return residual
 

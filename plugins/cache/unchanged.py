@@ -64,7 +64,7 @@ class _Remembering:
 
         from suite.denoiser import chosen
 
-        memory, last = self.memory, self.memory.last.get(call.branch)
+        memory, last = self.memory, self.memory.last.get(call.key)
         memory.asked += x.shape[0]
         if last is None or last.x.shape != x.shape or not _same(last.cond, cond):
             answer = self.inner.denoise(x, t, cond, call)
@@ -80,7 +80,7 @@ class _Remembering:
                 times = t if t.ndim == 0 else t[changed]
                 fresh = self.inner.denoise(x[changed], times, chosen(cond, changed), some)
                 answer = torch.index_copy(last.answer, 0, changed, fresh)
-        memory.last[call.branch] = _Last(x.clone(), cond, answer)
+        memory.last[call.key] = _Last(x.clone(), cond, answer)
         memory.peak = max(memory.peak, memory.held())
         return answer
 

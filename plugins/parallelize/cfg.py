@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from suite.mesh import Mesh
     from suite.network import Network
     from suite.run import Run
+    from suite.sampler import Problem, Sampler
 
 RANKS = 2
 
@@ -59,28 +60,50 @@ class _OneBranchARank:
                 f"cfg places two guidance branches, got {len(branches)} ({call.branch}); drop --parallelize cfg"
             )
         if self.tally.moved == 0:
-            self._check_alike(x)
+            check_alike(
+                self.mesh,
+                x,
+                "cfg: the ranks start from different states; give every rank the same prompts, seed and num",
+            )
         count = x.shape[0] // RANKS
         start, stop = self.mesh.rank * count, (self.mesh.rank + 1) * count
         times = t if t.ndim == 0 else t[start:stop]
-        own = self.inner.denoise(x[start:stop], times, rows(cond, start, stop), call.on(branches[self.mesh.rank]))
+        mine = call.on(branches[self.mesh.rank], together=call.together or call.branch)
+        own = self.inner.denoise(x[start:stop], times, rows(cond, start, stop), mine)
         both = torch.cat(self.mesh.all_gather(own))
         self.tally.moved += 1
         self.tally.received += own.numel() * own.element_size()
         return both
 
-    def _check_alike(self, x: Tensor) -> None:
-        """Branches of different states would be mixed silently: once a run, ranks compare a checksum."""
-        import torch
 
-        bits = x.detach().contiguous()
-        if bits.is_floating_point():
-            bits = bits.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[bits.element_size()])
-        own = torch.stack([bits.sum(dtype=torch.int64), bits.new_tensor(x.numel(), dtype=torch.int64)])
-        if not all(torch.equal(own, other) for other in self.mesh.all_gather(own)):
-            raise ConfigError(
-                "cfg: the ranks start from different states; give every rank the same prompts, seed and num"
-            )
+def check_alike(mesh: Mesh, x: Tensor, message: str) -> None:
+    """Branches of different states would be mixed silently, so ranks compare a checksum before and after a run."""
+    import torch
+
+    bits = x.detach().contiguous()
+    if bits.is_floating_point():
+        bits = bits.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[bits.element_size()])
+    own = torch.stack([bits.sum(dtype=torch.int64), bits.new_tensor(x.numel(), dtype=torch.int64)])
+    if not all(torch.equal(own, other) for other in mesh.all_gather(own)):
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True)
+class _EndAlike:
+    """The sampler, after which all ranks must hold the same: what decides by the branch alone would part them."""
+
+    inner: Sampler
+    mesh: Mesh
+
+    def __call__(self, problem: Problem) -> Tensor:
+        x = self.inner(problem)
+        check_alike(
+            self.mesh,
+            x,
+            "cfg: the ranks ended with different results: a cache of the recipe reuses on one what it computes on the "
+            "other (state kept by call.branch instead of call.key); drop that cache or --parallelize cfg",
+        )
+        return x
 
 
 @dataclass(frozen=True)
@@ -88,7 +111,8 @@ class CFGParallel(Plugin):
     """Rank 0 evaluates `cond`, rank 1 `uncond`; both then hold both (an all-gather of x0 each evaluation).
 
     Halves the work of a rank while guidance acts. Evaluations with one branch (outside of the guidance
-    interval) run on every rank and send nothing.
+    interval) run on every rank and send nothing. Caches reuse as they do for the batched pair (`Call.key`), so a
+    branch that goes on alone after the interval is computed anew on all ranks.
 
     Lossless: each branch is evaluated as it would be alone, so the result is that of a single process with
     unbatched branches, bit for bit (fp32 and bf16, on a CPU). Against the batched pair of the default
@@ -119,7 +143,11 @@ class CFGParallel(Plugin):
             reason = "" if tally.moved else _why_nothing(tally, run)
             return WrapReport(tally.moved, what, facts, reason)
 
-        return Wrap(report=report, denoiser=lambda inner: _OneBranchARank(inner, mesh, tally))
+        return Wrap(
+            report=report,
+            denoiser=lambda inner: _OneBranchARank(inner, mesh, tally),
+            sampler=lambda inner: _EndAlike(inner, mesh),
+        )
 
 
 def _why_nothing(tally: _Tally, run: Run) -> str:

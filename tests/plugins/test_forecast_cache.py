@@ -207,6 +207,18 @@ def test_repeating_is_ddim_with_fewer_steps(quantity: Any, noise: NoiseSchedule)
 # ---- C3: reuse and fresh noise, by an exact recursion -------------------------------------------
 
 
+@pytest.mark.parametrize("noise", [VPLinear(), Cosine()], ids=lambda n: n.family)
+def test_repeating_v_is_another_method_of_first_order(noise: NoiseSchedule) -> None:
+    """A DDIM step keeps x0 and epsilon, and v = alpha epsilon - sigma x0 turns with alpha and sigma."""
+    target, plugin = Gaussian(), Forecast(4, 0, quantity="v_prediction")
+    x = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    solver, times = DDIM().solver(noise, a_run()), log_snr_times(noise, 80)
+    reused = drive(solver, times, forecast_of(plugin, noise, times, target), x)
+    fewer = drive(solver, times[::4], target.denoiser(noise), x)
+    assert float((reused - fewer).abs().max()) > 1e-3
+    assert observed(solver, plugin, noise, log_snr_times, STEPS) == pytest.approx(1, abs=0.15)
+
+
 def recursion(noise: NoiseSchedule, times: Tensor, variance: float, interval: int, eta: float, quantity: str) -> float:
     """Variance of DDIM(eta) with a reused prediction: covariance of (x, what is kept), step by step."""
     alpha, sigma = noise.alpha(times).tolist(), noise.sigma(times).tolist()

@@ -43,7 +43,7 @@ class Changes:
     def _watch(self, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
         def watched(*args: Any, **kwargs: Any) -> Any:
             call, output = active_call(), forward(*args, **kwargs)
-            now, key = leaves(output), (name, call.branch, call.evaluation)
+            now, key = leaves(output), (name, call.key, call.evaluation)
             step, old = self.before.get(key, (-2, now))
             if step == call.step - 1:
                 away, size = (sum(_rows(v(a, b)) for a, b in zip(old, now, strict=True)) for v in (_away, _last))
@@ -130,7 +130,7 @@ class Pairs:
 
         def watched(*args: Any, **kwargs: Any) -> Any:
             call, output = active_call(), forward(*args, **kwargs)
-            key, row = (name, call.branch, call.evaluation), self.plan[name][call.evaluation]
+            key, row = (name, call.key, call.evaluation), self.plan[name][call.evaluation]
             if not row[call.step]:
                 self.kept[key] = (call.step, leaves(output))
             elif key in self.kept and self.kept[key][0] == computed_before(row, call.step):

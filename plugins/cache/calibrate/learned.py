@@ -59,7 +59,7 @@ class Mixing:
 
 def pairs_of(records: list[Record]) -> list[tuple[Record, Record]]:
     """(the step before, the step) for every odd step, of the same branch and evaluation: only these may reuse."""
-    known = {(r.call.step, r.call.branch, r.call.evaluation): r for r in records}
+    known = {(r.call.step, r.call.key, r.call.evaluation): r for r in records}
     keys = [(k, (k[0] - 1, *k[1:])) for k in known if k[0] % 2 == 1]
     return [(known[before], known[now]) for now, before in keys if before in known]
 

@@ -34,7 +34,7 @@ class Watch:
 
     def keep(self, call: Call, rows: list[int], residual: States) -> None:
         del rows
-        key = (call.branch, call.evaluation)
+        key = (call.key, call.evaluation)
         step, old = self.before.get(key, (-2, residual))
         if step == call.step - 1:
             now, then = (next(r for r in reversed(states) if r is not None) for states in (residual, old))

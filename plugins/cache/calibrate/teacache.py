@@ -38,7 +38,7 @@ class Watch:
     def keep(self, call: Call, rows: list[int], residual: States) -> None:
         del rows
         assert self.signal is not None
-        key = (call.branch, call.evaluation)
+        key = (call.key, call.evaluation)
         step, signal, old = self.before.get(key, (-2, self.signal, residual))
         if step == call.step - 1:
             x = row_means(self.signal - signal) / row_means(signal)

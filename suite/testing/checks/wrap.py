@@ -122,8 +122,26 @@ def check_wrap_keeps_branches_apart(subject: Subject, hook: str) -> None:
         for step, (a, b) in enumerate(zip(alone, conditional(order), strict=True)):
             assert torch.equal(a, b), (
                 f"step {step}: `cond` differs by {float((a - b).abs().max()):.2g} when {' then '.join(order)} are "
-                "evaluated; keep state apart by call.branch"
+                "evaluated; keep state apart by call.key"
             )
+
+
+@of_wraps
+def check_wrap_treats_branches_alike_together_and_apart(subject: Subject, hook: str) -> None:
+    """With guidance in an interval, branches that travel apart give what the batched pair gives, within rounding."""
+    wrapped, seeds = under(subject, hook), (0,)
+    run = wrapped.tiny.run(seeds, guidance_interval=(0.3, 0.7))
+    one, two = (
+        (again := under(subject, hook)).tiny.generate(seeds, again.wrap, batched=batched, run=run).x0
+        for batched in (True, False)
+    )
+    if not one.is_floating_point():
+        return  # tokens are drawn: one bit may tip one
+    difference = float((one - two).abs().max() / one.abs().max())
+    assert difference <= subject.cls.batch_tolerance, (
+        f"guidance in an interval: branches sent apart differ from the batched pair by {difference:.2g}; keep state "
+        "apart by call.key, which says which branches were evaluated together"
+    )
 
 
 @of_wraps
