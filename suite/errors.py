@@ -37,6 +37,12 @@ class EmptyError(SuiteError):
     exit_code = 3
 
 
+class RankError(SuiteError):
+    """Another rank of the run is gone: it died, or gave no answer in time."""
+
+    exit_code = 2
+
+
 class OutputError(SuiteError, OSError):
     """A result could not be written; what was already written stays."""
 
