@@ -18,7 +18,8 @@ from suite.plugins.solvers._exponential import (
     noise_weights,
     stopping_evaluations,
 )
-from suite.solver import Denoise, Solver, SolverFacts, combine, of_times, transfer
+from suite.plugins.solvers._final import SHORT, limited, one_less, steps_left
+from suite.solver import Denoise, Solver, SolverFacts, check_grid, combine, of_times, transfer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,8 +93,17 @@ def minus_alpha(noise: NoiseSchedule, t: Tensor) -> tuple[Tensor]:
 
 
 @dataclass(frozen=True)
+class _Past:
+    """sigma eps of the evaluations before, newest first, and the steps left."""
+
+    known: tuple[tuple[Tensor, Tensor], ...]
+    left: int | None
+
+
+@dataclass(frozen=True)
 class DEISSolver(Solver):
-    """epsilon is the polynomial through its last `order` values; the first steps have fewer.
+    """epsilon is the polynomial through its last `order` values; the first steps have fewer, and the last of a short
+    run too if wanted.
 
     From alpha = 0, where rho is infinite, the step is DDIM's; to sigma = 0 it is too in the variable log-rho.
     """
@@ -101,26 +111,31 @@ class DEISSolver(Solver):
     noise: NoiseSchedule
     order: int
     variable: Variable
+    lower_order_final: bool = False
 
     @property
     def facts(self) -> SolverFacts:  # pyright: ignore[reportIncompatibleVariableOverride]
         return SolverFacts(order=self.order, multistep=self.order > 1)
 
-    def init(self, run: Run) -> Any:
+    def begin(self, run: Run, times: Tensor) -> Any:
+        """Nothing but the number of steps left, if it matters."""
         del run
-        return ()
+        check_grid(self.facts, times)
+        return _Past((), steps_left(times, self.lower_order_final, SHORT))
 
     def step(self, denoise: Denoise, x: Tensor, t: Tensor, s: Tensor, state: Any, rng: SampleRng) -> tuple[Tensor, Any]:
         del rng
         noise, x0 = self.noise, denoise(x, t)
+        known, left = (state.known, state.left) if state else ((), None)
         if not is_regular(noise, t):
-            return transfer(noise, x, x0, t, s), ()
+            return transfer(noise, x, x0, t, s), _Past((), one_less(left))
         part = combine((1.0, *minus_alpha(noise, t)), (x, x0))
-        known = ((t, part), *state)[: self.order - 1]
+        past = _Past(((t, part), *known)[: self.order - 1], one_less(left))
         if not is_regular(noise, s):
-            return transfer(noise, x, x0, t, s), known
-        weights = of_noise_parts(self.variable)(noise, t, s, *(time for time, _ in state))
-        return combine(weights, (x, part, *(value for _, value in state))), known
+            return transfer(noise, x, x0, t, s), past
+        before = known[: limited(self.order, left) - 1]
+        weights = of_noise_parts(self.variable)(noise, t, s, *(time for time, _ in before))
+        return combine(weights, (x, part, *(value for _, value in before))), past
 
 
 #: Butcher tableaus by order: for each stage after the first where it lies and its weights; then those of the step.
@@ -194,10 +209,13 @@ class DEIS(Plugin):
         order: evaluations that the polynomial goes through, 1 to 4; 1 is DDIM.
         variable: what the polynomial is in: `t` (tAB), `rho` = sigma / alpha (rhoAB, or LMS), or `log-rho`; or
             `rho-rk`, no polynomial but `order` evaluations a step, by Runge-Kutta in rho (rhoRK).
+        lower_order_final: in runs of fewer than 15 steps the last step goes through one evaluation, the one before
+            through two and so on, as in diffusers. Of `rho-rk` it changes nothing.
     """
 
     order: int = 3
     variable: Variable = "t"
+    lower_order_final: bool = True
 
     summary = "DEIS of order 1 to 4: Adams-Bashforth on epsilon in t, rho (LMS) or log rho, or Runge-Kutta in rho"
     paper = "DEIS (2204.13902), section 3.2; rhoRK: section 4"
@@ -219,4 +237,4 @@ class DEIS(Plugin):
         del run
         if self.variable == "rho-rk":
             return RhoRKSolver(noise, self.order)
-        return DEISSolver(noise, self.order, self.variable)
+        return DEISSolver(noise, self.order, self.variable, self.lower_order_final)

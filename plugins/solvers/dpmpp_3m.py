@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from suite.hookspecs import hookimpl
 from suite.plugin import Plugin
 from suite.plugins.solvers._exponential import data_weights, is_regular
-from suite.solver import Denoise, Solver, SolverFacts, combine, transfer
+from suite.plugins.solvers._final import SHORT, limited, one_less, steps_left
+from suite.solver import Denoise, Solver, SolverFacts, check_grid, combine, transfer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,36 +22,57 @@ HISTORY = 2
 
 
 @dataclass(frozen=True)
+class _Past:
+    """The evaluations before, newest first, and the steps left."""
+
+    known: tuple[tuple[Tensor, Tensor], ...]
+    left: int | None
+
+
+@dataclass(frozen=True)
 class DPMpp3MSolver(Solver):
     """x0 is the parabola in half log-SNR through the last three evaluations; its integral is exact.
 
     k-diffusion and diffusers add half of the parabola's quadratic term, which leaves them of second order
     (tests/plugins/test_multistep.py measures both). The first two steps have less history and a lower order; so
-    have those next to alpha = 0 or sigma = 0, where half log-SNR is infinite.
+    have those next to alpha = 0 or sigma = 0, where half log-SNR is infinite, and the last two of a short run if
+    wanted.
     """
 
     noise: NoiseSchedule
+    lower_order_final: bool = False
     facts = SolverFacts(order=3, multistep=True)
 
-    def init(self, run: Run) -> Any:
+    def begin(self, run: Run, times: Tensor) -> Any:
+        """Nothing but the number of steps left, if it matters."""
         del run
-        return ()
+        check_grid(self.facts, times)
+        return _Past((), steps_left(times, self.lower_order_final, SHORT))
 
     def step(self, denoise: Denoise, x: Tensor, t: Tensor, s: Tensor, state: Any, rng: SampleRng) -> tuple[Tensor, Any]:
         del rng
         x0 = denoise(x, t)
+        known, left = (state.known, state.left) if state else ((), None)
         if not is_regular(self.noise, t):
-            return transfer(self.noise, x, x0, t, s), ()
-        known = ((t, x0), *state)[:HISTORY]
+            return transfer(self.noise, x, x0, t, s), _Past((), one_less(left))
+        past = _Past(((t, x0), *known)[:HISTORY], one_less(left))
         if not is_regular(self.noise, s):
-            return transfer(self.noise, x, x0, t, s), known
-        weights = data_weights(self.noise, t, s, *(time for time, _ in state))
-        return combine(weights, (x, x0, *(value for _, value in state))), known
+            return transfer(self.noise, x, x0, t, s), past
+        before = known[: limited(HISTORY + 1, left) - 1]
+        weights = data_weights(self.noise, t, s, *(time for time, _ in before))
+        return combine(weights, (x, x0, *(value for _, value in before))), past
 
 
 @dataclass(frozen=True)
 class DPMpp3M(Plugin):
-    """Lu 2022, section 4, carried to third order."""
+    """Lu 2022, section 4, carried to third order.
+
+    Args:
+        lower_order_final: in runs of fewer than 15 steps the step before the last is of second order and the last of
+            first, as in diffusers.
+    """
+
+    lower_order_final: bool = True
 
     summary = "DPM-Solver++(3M), third order, one evaluation a step"
     paper = "DPM-Solver++ (2211.01095), section 4"
@@ -61,4 +83,4 @@ class DPMpp3M(Plugin):
     @hookimpl
     def solver(self, noise: NoiseSchedule, run: Run) -> Solver:
         del run
-        return DPMpp3MSolver(noise)
+        return DPMpp3MSolver(noise, self.lower_order_final)

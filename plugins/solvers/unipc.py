@@ -11,7 +11,8 @@ from suite.errors import ConfigError
 from suite.hookspecs import hookimpl
 from suite.plugin import Plugin
 from suite.plugins.solvers._exponential import interpolated, is_regular, phi
-from suite.solver import Denoise, Solver, SolverFacts, combine, of_times, transfer
+from suite.plugins.solvers._final import limited, one_less, steps_left
+from suite.solver import Denoise, Solver, SolverFacts, check_grid, combine, of_times, transfer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,10 +67,11 @@ def unified(variant: str) -> Callable[..., tuple[Coefficient, ...]]:
 
 @dataclass(frozen=True)
 class _Past:
-    """The step before: where it began, and the evaluations up to there, newest first."""
+    """The step before: where it began, and the evaluations up to there, newest first; and the steps left."""
 
-    x: Tensor
+    x: Tensor | None
     known: tuple[tuple[Tensor, Tensor], ...]
+    left: int | None
 
 
 @dataclass(frozen=True)
@@ -78,36 +80,47 @@ class UniPCSolver(Solver):
 
     Without the corrector it is UniP, of order p; with it of order p + 1, by the same number of evaluations. The
     first steps have less history. Next to alpha = 0 or sigma = 0, where half log-SNR is infinite, the step is
-    DDIM's and nothing is corrected.
+    DDIM's and nothing is corrected. With lower orders in the last steps the last is DDIM's wherever it ends, and the
+    whole of second order at most.
     """
 
     noise: NoiseSchedule
     order: int
     variant: Variant
     corrector: bool
+    lower_order_final: bool = False
 
     @property
     def facts(self) -> SolverFacts:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return SolverFacts(order=self.order + self.corrector, multistep=self.order > 1 or self.corrector)
+        order = self.order + self.corrector
+        order = min(order, 2) if self.lower_order_final else order
+        return SolverFacts(order, multistep=self.order > 1 or self.corrector)
+
+    def begin(self, run: Run, times: Tensor) -> Any:
+        """Nothing but the number of steps left, if it matters."""
+        del run
+        check_grid(self.facts, times)
+        return _Past(None, (), steps_left(times, self.lower_order_final))
 
     def step(self, denoise: Denoise, x: Tensor, t: Tensor, s: Tensor, state: Any, rng: SampleRng) -> tuple[Tensor, Any]:
         del rng
         noise, weights = self.noise, unified(self.variant)
-        x0 = denoise(x, t)
+        x0, left = denoise(x, t), state.left if state else None
+        nothing = _Past(None, (), one_less(left))
         if not is_regular(noise, t):
-            return transfer(noise, x, x0, t, s), None
+            return transfer(noise, x, x0, t, s), nothing
         past: tuple[tuple[Tensor, Tensor], ...] = ()
-        if state is not None:
+        if state and state.known:
             past = state.known
             if self.corrector:
                 (begun, first), *older = past
                 times, values = (tuple(u) for u in zip(*older, strict=True)) if older else ((), ())
                 x = combine(weights(noise, begun, t, *times, t), (state.x, first, *values, x0))
-        known = ((t, x0), *past)[: self.order]
+        known = ((t, x0), *past)[: limited(self.order, left)]
         if not is_regular(noise, s):
-            return transfer(noise, x, x0, t, s), None
+            return transfer(noise, x, x0, t, s), nothing
         times, values = (tuple(u) for u in zip(*known, strict=True))
-        return combine(weights(noise, t, s, *times[1:]), (x, *values)), _Past(x, known)
+        return combine(weights(noise, t, s, *times[1:]), (x, *values)), _Past(x, known, one_less(left))
 
 
 @dataclass(frozen=True)
@@ -118,11 +131,14 @@ class UniPC(Plugin):
         order: of the predictor, 1 to 3; the corrector adds one.
         variant: the function B(h): bh1 is h, bh2 is e^h - 1.
         corrector: correct each step with the evaluation that follows it.
+        lower_order_final: the step before the last is of order 2 at most and the last of order 1, as in diffusers;
+            it is steadier, and the whole of second order at most.
     """
 
     order: int = 2
     variant: Variant = "bh2"
     corrector: bool = True
+    lower_order_final: bool = True
 
     summary = "UniPC of order 1 to 3 with its free corrector, or UniP without"
     paper = "UniPC (2302.04867), algorithms 1, 2"
@@ -141,4 +157,4 @@ class UniPC(Plugin):
     @hookimpl
     def solver(self, noise: NoiseSchedule, run: Run) -> Solver:
         del run
-        return UniPCSolver(noise, self.order, self.variant, self.corrector)
+        return UniPCSolver(noise, self.order, self.variant, self.corrector, self.lower_order_final)

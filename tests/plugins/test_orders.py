@@ -37,6 +37,7 @@ TABLE = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["pr
 STEPS = (80, 640)
 INNER = (-4.0, 4.0)
 ALL = {"low": 0.0, "high": 1.0}
+FULL = {"lower_order_final": False}
 #: Narrow data: the error of second order in the law is far above the terms that follow it.
 NARROW, WIDE = Gaussian(0.7, 0.05), Gaussian(0.7, 0.5)
 FLOW = Flow()
@@ -83,8 +84,12 @@ ROWS = [
       for v in ("t", "rho", "log-rho", "rho-rk") for p in (1, 2, 3, 4)),
     *(Row("lms", p, {"order": p}, ends=(-3.0, 3.0)) for p in (1, 2, 3, 4)),
     # Of fourth order the next term is opposite: wider, its part in 80 steps is below a tenth.
-    *(Row("unipc", p + c, {"order": p, "variant": v, "corrector": bool(c)}, ends=(-6.0, 6.0) if p + c == 4 else INNER)
+    *(Row("unipc", p + c, {"order": p, "variant": v, "corrector": bool(c), **FULL},
+          ends=(-6.0, 6.0) if p + c == 4 else INNER)
       for p in (1, 2, 3) for v in ("bh1", "bh2") for c in (0, 1)),
+    # A last step of first order wherever it ends: its error is of second order, and that of the whole too.
+    Row("unipc", 2), Row("unipc", 2, {"order": 3}),
+    Row("sa", 2, {"order": 3, "corrector": 4, "tau": 0.0, "lower_order_final": True}),
     # Not 4: the coefficients are those of equal steps of another equation.
     Row("pndm", 2), Row("pndm", 2, {"start": "lower-order"}),
     *(Row("sa", min(c, p + 1) if c else p, {"order": p, "corrector": c, "tau": 0.0},
@@ -102,6 +107,8 @@ ROWS = [
       for p, c in ((1, 0), (2, 0), (1, 2), (2, 2))),
     Row("sa", 2, {"order": 3, "corrector": 3, **ALL}, law=WIDE),  # noise caps the order at 2
     Row("edm", 1, {"order": 1, "churn": 3.0}), Row("edm", 2, {"churn": 3.0}),
+    # As much noise is added however fine the grid is, and it is too large.
+    *(Row("edm", 0, {"order": p, "churn": 3.0, "inflation": 1.5}) for p in (1, 2)),
     Row("restart", 2, {"low": 0.25, "high": 0.6}),
     # A bias stays, however fine the grid.
     Row("consistency", 0), Row("lcm", 0), Row("tcd", 0), Row("langevin", 0, ends=(-3.0, 3.0)),

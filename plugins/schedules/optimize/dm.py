@@ -59,7 +59,7 @@ def amplifications(solver: Solver, times: Tensor) -> tuple[Tensor, Tensor]:
 
     x = torch.zeros(1, width, dtype=torch.float64)
     rng: Any = _NoNoise()
-    state = solver.init(Run("", "", steps=len(times) - 1))
+    state = solver.begin(Run("", "", steps=len(times) - 1), times)
     for t, s in itertools.pairwise(times):
         x, state = solver.step(denoise, x, t, s, state, rng)
     return x[0, : len(asked)], torch.tensor(asked, dtype=torch.float64)
