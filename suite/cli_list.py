@@ -17,7 +17,7 @@ from suite import models as model_folders
 from suite import recipe as recipe_files
 from suite.discovery import Entry, find, installed
 from suite.errors import ConfigError, SuiteError
-from suite.hookspecs import HOOKS
+from suite.hookspecs import HOOKS, SINGLE
 from suite.manager import implemented_hooks
 from suite.plugin import EFFECT_WORDS, Plugin, options_of
 from suite.suggest import nearest
@@ -57,7 +57,7 @@ def list_plugins(hook: Hook = None, as_json: Json = False) -> None:
                 ", ".join(r["hooks"]),
                 *((r["order"] or "-", "yes" if "stochastic-step" in r["effects"] else "no") if solvers else ()),
                 ", ".join(r["modalities"] or ["all"]),
-                "yes" if r["lossless"] else "no",
+                _lossless(r),
                 f"{r['distribution']} {r['version']}",
                 r["summary"],
                 r["paper"],
@@ -91,7 +91,7 @@ def show_plugin(name: PluginName, as_json: Json = False) -> None:
     facts = {
         "hook": ", ".join(row["hooks"]),
         "modalities": ", ".join(row["modalities"] or ["all"]),
-        "lossless": "yes" if row["lossless"] else "no",
+        "lossless": _lossless(row),
         "paper": row["paper"],
         "order": row["order"],
         "from": f"{row['distribution']} {row['version']}, {entry.target}",
@@ -106,6 +106,10 @@ def show_plugin(name: PluginName, as_json: Json = False) -> None:
             table((), lines, indent=2)
     if row["doc"]:
         print(f"\n{row['doc']}")
+
+
+def _lossless(row: dict[str, Any]) -> str:
+    return {None: "-", True: "yes", False: "no"}[row["lossless"]]
 
 
 def describe(entry: Entry) -> dict[str, Any]:
@@ -137,7 +141,10 @@ def _facts(cls: type[Plugin]) -> dict[str, Any]:
     return {
         "hooks": implemented_hooks(cls),
         "modalities": sorted(cls.modalities) if cls.modalities is not None else None,
-        "lossless": False if isinstance(example.lossless, property) else bool(example.lossless),
+        # Of a grid or a solver there is nothing to lose: it is another way, and no faster form of one.
+        "lossless": None
+        if SINGLE.issuperset(implemented_hooks(cls))
+        else not isinstance(example.lossless, property) and bool(example.lossless),
         "summary": cls.summary,
         "paper": cls.paper,
         "order": cls.orders,

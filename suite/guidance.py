@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -11,6 +12,9 @@ from torch import Tensor
 from suite.call import JOIN, Call, first_steps
 from suite.denoiser import Cond, Denoiser, concatenate
 from suite.errors import ConfigError
+
+#: A step at an end of the interval is inside, whatever the last bit of its time says: 0.3 of a grid is 0.3 + 5e-17.
+AT_END = 1e-9
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,7 @@ class Guidance:
 
     Attributes:
         scale: guidance scale.
-        interval: times between which it acts.
+        interval: times between which it acts, both included.
         batched: send both branches as one batch (one call) or as two calls.
         tokens: x0 is probabilities of tokens: the branches are combined as logarithms and normalised, so that what
             comes out are probabilities too (Schiff 2024, 2412.10193).
@@ -36,6 +40,8 @@ class Guidance:
     share: float = 1.0
 
     def __post_init__(self) -> None:
+        if not math.isfinite(self.scale):
+            raise ConfigError(f"guidance {self.scale}: expected a number, e.g. 3; 1 is no guidance")
         low, high = self.interval
         if not 0 <= low <= high <= 1:
             raise ConfigError(f"guidance interval {self.interval}: expected two increasing times in [0, 1]")
@@ -45,7 +51,8 @@ class Guidance:
     def branches(self, call: Call) -> tuple[str, ...]:
         """The branches that are evaluated in this call."""
         low, high = self.interval
-        acts = self.scale != 1 and low <= call.t <= high and call.step < first_steps(self.share, call.steps)
+        inside = low - AT_END <= call.t <= high + AT_END
+        acts = self.scale != 1 and inside and call.step < first_steps(self.share, call.steps)
         return ("cond", "uncond") if acts else ("cond",)
 
     def wrap(self, inner: Denoiser) -> GuidedDenoiser:

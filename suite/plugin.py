@@ -63,7 +63,8 @@ class Plugin:
         paper: paper and equation or section.
         orders: of a solver: its order of convergence, or a range that its options choose from, like `1-4`.
         modalities: names it works for; None means all.
-        lossless: bit-identical, or within 1.5x of the baseline's own rounding error against float64.
+        lossless: of compress, parallelize and cache: bit-identical, or within 1.5x of the baseline's own rounding
+            error against float64. A grid and a solver are other ways to sample, and say nothing.
         effects: words of `EFFECT_WORDS` and words of your own (with a dot, `vendor.word`).
         rules: rules of your own about the words of the active chain.
         bench_options: settings that `suite bench` measures when it is not told which, from careful to bold; by

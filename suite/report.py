@@ -15,13 +15,13 @@ REPORT_VERSION = 1
 
 @dataclass(frozen=True)
 class PluginReport:
-    """One active plugin: what it was asked and what it did."""
+    """One active plugin: what it was asked and what it did; `lossless` is None of a schedule and a solver."""
 
     name: str
     hook: str
     distribution: str
     version: str
-    lossless: bool
+    lossless: bool | None
     did: int | None = None
     what: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)

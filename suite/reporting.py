@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from suite.errors import NoOpError
+from suite.hookspecs import SINGLE
 from suite.manager import Active
 from suite.report import PluginReport
 from suite.run import Run
@@ -24,7 +25,7 @@ def plugin_reports(actives: Sequence[Active], wraps: Mapping[int, Wrap | None], 
     out = []
     for a in actives:
         report = w.report() if (w := wraps.get(id(a))) else None
-        acts = a.hook not in ("schedule", "solver")
+        acts = a.hook not in SINGLE
         if acts and (report is None or report.did == 0) and not allow_noop:
             reason = report.reason if report and report.reason else "it found nothing to do"
             raise NoOpError(f"plugin {a.text} did nothing: {reason}; drop it, or pass --allow-noop")
@@ -34,7 +35,7 @@ def plugin_reports(actives: Sequence[Active], wraps: Mapping[int, Wrap | None], 
                 a.hook,
                 a.entry.distribution,
                 a.entry.version,
-                bool(a.plugin.lossless),
+                None if a.hook in SINGLE else bool(a.plugin.lossless),
                 report.did if report else None,
                 report.what if report else "",
                 dict(report.facts) if report else {},

@@ -77,7 +77,6 @@ class AYS(Plugin):
 
     summary = "the three published tables of Align Your Steps, interpolated log-linearly"
     paper = "Align Your Steps (2404.14507), appendix"
-    lossless = True
     effects = frozenset({"time-grid", "optimised-grid"})
 
     @hookimpl

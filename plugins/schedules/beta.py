@@ -64,7 +64,6 @@ class Beta(Plugin):
 
     summary = "quantiles of a beta distribution: more steps at both ends"
     paper = "Beta Sampling is All You Need (2407.12173)"
-    lossless = True
     effects = frozenset({"time-grid"})
 
     def __post_init__(self) -> None:

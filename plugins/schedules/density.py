@@ -74,7 +74,6 @@ class Density(Plugin):
 
     summary = "times by a density: logit-normal, mode, U-shaped; for training and as quantiles for sampling"
     paper = "SD3 (2403.03206), section 3.1; 2-rectified flow++ (2405.20320), section 4"
-    lossless = True
     effects = frozenset({"time-grid"})
 
     def __post_init__(self) -> None:

@@ -54,7 +54,6 @@ class Exponential(Plugin):
 
     summary = "noise levels in geometric progression"
     paper = "NCSN (1907.05600), section 4.2"
-    lossless = True
     effects = frozenset({"time-grid"})
 
     def __post_init__(self) -> None:

@@ -127,7 +127,6 @@ class FastDPM(Plugin):
 
     summary = "a short process inside the trained one, by variances (VAR) or steps (STEP)"
     paper = "FastDPM (2106.00132), section 3"
-    lossless = True
     effects = frozenset({"time-grid"})
 
     def __post_init__(self) -> None:

@@ -58,7 +58,6 @@ class FlowShift(Plugin):
 
     summary = "equal steps in time with a shift that depends on the size of the sample"
     paper = "SD3 (2403.03206), eq. 23"
-    lossless = True
     effects = frozenset({"time-grid"})
     acting_options: ClassVar[dict[str, Any]] = {"shift": 3.0}  # the kit's runs say nothing about tokens
 

@@ -49,7 +49,6 @@ class Grid(Plugin):
 
     summary = "a grid that was fitted to the model, from a file"
     paper = "see `suite schedule optimize --help`"
-    lossless = True
     bench_options = ()  # a file is for one model, solver and number of steps
     effects = frozenset({"time-grid", "optimised-grid"})
     acting_options: ClassVar[dict[str, Any]] = {"file": "gaussian-flow-10"}

@@ -57,7 +57,6 @@ class HiFA(Plugin):
 
     summary = "distillation times that fall with the square root of progress"
     paper = "HiFA (2305.18766), section 4.1"
-    lossless = True
     effects = frozenset({"time-grid"})
 
     def __post_init__(self) -> None:

@@ -57,7 +57,6 @@ class Karras(Plugin):
 
     summary = "EDM's grid: equal steps in (sigma/alpha)^(1/rho)"
     paper = "EDM (2206.00364), eq. 5"
-    lossless = True
     effects = frozenset({"time-grid"})
 
     def __post_init__(self) -> None:

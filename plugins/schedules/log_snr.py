@@ -51,7 +51,6 @@ class LogSNR(Plugin):
 
     summary = "equal steps in log-SNR"
     paper = "DPM-Solver (2206.00927), section 3.4"
-    lossless = True
     effects = frozenset({"time-grid"})
 
     def __post_init__(self) -> None:

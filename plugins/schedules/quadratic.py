@@ -43,7 +43,6 @@ class Quadratic(Plugin):
 
     summary = "equal steps in sqrt(t), or in another root of it"
     paper = "DDIM (2010.02502), appendix D.2"
-    lossless = True
     effects = frozenset({"time-grid"})
 
     def __post_init__(self) -> None:

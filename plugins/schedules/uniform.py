@@ -42,7 +42,6 @@ class Uniform(Plugin):
 
     summary = "equal steps in time, with SD3's resolution shift"
     paper = "DDIM (2010.02502); shift: SD3 (2403.03206), eq. 23"
-    lossless = True
     effects = frozenset({"time-grid"})
 
     def __post_init__(self) -> None:

@@ -63,7 +63,6 @@ class Ancestral(Plugin):
     summary = "DDPM's ancestral sampling, first order; variance fixed-small or fixed-large"
     paper = "DDPM (2006.11239), algorithm 2, section 3.2"
     orders = "1"
-    lossless = True
     effects = frozenset({"stochastic-step"})
 
     @hookimpl

@@ -53,7 +53,6 @@ class Consistency(Plugin):
     summary = "multistep consistency sampling (CM, iCT, sCM), for networks that jump to the end of the flow"
     paper = "consistency models (2303.01469), algorithm 1; sCM (2410.11081), eq. 8"
     orders = "0"
-    lossless = True
     effects = frozenset({"stochastic-step"})
 
     def __post_init__(self) -> None:

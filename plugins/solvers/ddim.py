@@ -63,7 +63,6 @@ class DDIM(Plugin):
     summary = "DDIM, first order; eta from 0 (deterministic) to 1 (DDPM's ancestral step)"
     paper = "DDIM (2010.02502), eq. 12, 16"
     orders = "1"
-    lossless = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.eta <= 1:

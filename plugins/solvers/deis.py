@@ -220,7 +220,6 @@ class DEIS(Plugin):
     summary = "DEIS of order 1 to 4: Adams-Bashforth on epsilon in t, rho (LMS) or log rho, or Runge-Kutta in rho"
     paper = "DEIS (2204.13902), section 3.2; rhoRK: section 4"
     orders = "1-4"
-    lossless = True
     bench_options = ({"order": 2}, {"order": 3})
 
     def __post_init__(self) -> None:

@@ -91,7 +91,6 @@ class Diffusers(Plugin):
     summary = "any scheduler of diffusers, on our grid: diffusers:name=EulerDiscreteScheduler"
     paper = "diffusers 0.42, schedulers"
     orders = "1-3"
-    lossless = True
     bench_options = ()  # other methods of the suite, in another implementation
 
     def __post_init__(self) -> None:

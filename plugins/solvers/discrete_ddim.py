@@ -161,7 +161,6 @@ class DiscreteDDIM(Plugin):
 
     summary = "tokens: DDIM and D3PM for uniform noise, with correctors; for masked tokens, masks that come back"
     paper = "DDIM (2010.02502), appendix A; D3PM (2107.03006); ReMDM (2503.00307), section 3; correctors: 2605.22765"
-    lossless = True
 
     def __post_init__(self) -> None:
         Draw(self.temperature, self.top_p).check("discrete-ddim")

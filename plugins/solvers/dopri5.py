@@ -114,7 +114,6 @@ class Dopri5(Plugin):
     summary = "adaptive reference: Dormand-Prince 5(4) on the probability flow, to a tolerance"
     paper = "Score SDE (2011.13456), eq. 13; torchdiffeq"
     orders = "5"
-    lossless = True
     effects = frozenset({"adaptive-grid", "repeated-evaluations"})
 
     def __post_init__(self) -> None:

@@ -94,7 +94,6 @@ class DPM(Plugin):
     summary = "DPM-Solver of order 1, 2 or 3, as many evaluations a step"
     paper = "DPM-Solver (2206.00927), algorithms 1, 2"
     orders = "1-3"
-    lossless = True
     bench_options = ({"order": 2}, {"order": 3})
 
     def __post_init__(self) -> None:

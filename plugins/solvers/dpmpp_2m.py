@@ -63,7 +63,6 @@ class DPMpp2M(Plugin):
     summary = "DPM-Solver++(2M), second order, one evaluation a step"
     paper = "DPM-Solver++ (2211.01095), algorithm 2"
     orders = "2"
-    lossless = True
     effects = frozenset({"multistep"})
 
     @hookimpl

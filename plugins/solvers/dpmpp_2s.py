@@ -48,7 +48,6 @@ class DPMpp2S(Plugin):
     summary = "DPM-Solver++(2S), second order, two evaluations a step"
     paper = "DPM-Solver++ (2211.01095), algorithm 1"
     orders = "2"
-    lossless = True
     effects = frozenset({"repeated-evaluations"})
 
     @hookimpl

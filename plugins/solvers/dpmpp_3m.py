@@ -77,7 +77,6 @@ class DPMpp3M(Plugin):
     summary = "DPM-Solver++(3M), third order, one evaluation a step"
     paper = "DPM-Solver++ (2211.01095), section 4"
     orders = "3"
-    lossless = True
     effects = frozenset({"multistep"})
 
     @hookimpl

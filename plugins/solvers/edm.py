@@ -95,7 +95,6 @@ class EDM(Plugin):
     summary = "Euler (order 1) or Heun (order 2) of EDM with churn"
     paper = "EDM (2206.00364), algorithm 2"
     orders = "0-2"
-    lossless = True
     bench_options = ({"churn": 40.0},)  # without churn it is Heun
     acting_options: ClassVar[dict[str, Any]] = {"churn": 3.0}
 

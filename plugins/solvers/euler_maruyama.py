@@ -73,7 +73,6 @@ class EulerMaruyama(Plugin):
     summary = "Euler-Maruyama on the reverse SDE, weak order 1"
     paper = "Score SDE (2011.13456), eq. 6, 46"
     orders = "1"
-    lossless = True
     effects = frozenset({"stochastic-step"})
 
     @hookimpl

@@ -81,7 +81,6 @@ class FirstHitting(Plugin):
 
     summary = "masked tokens: draw the times at which they are uncovered, one an evaluation (first hitting)"
     paper = "First-hitting sampler (2409.02908), section 4, algorithm 1"
-    lossless = True
     effects = frozenset({"stochastic-step", "adaptive-grid", "variable-evaluations", "time-grid"})
 
     def __post_init__(self) -> None:

@@ -102,7 +102,6 @@ class GENIE(Plugin):
     summary = "GENIE: second-order Taylor step by the network's exact directional derivative"
     paper = "GENIE (2210.05475), eq. 10"
     orders = "2"
-    lossless = True
     effects = frozenset({"repeated-evaluations"})
 
     @hookimpl

@@ -142,7 +142,6 @@ class GGF(Plugin):
     summary = "Gotta Go Fast: adaptive steps on the reverse SDE, for each sample its own"
     paper = "Gotta Go Fast (2105.14080), algorithm 1"
     orders = "1"
-    lossless = True
     effects = frozenset({"adaptive-grid", "repeated-evaluations", "stochastic-step"})
 
     def __post_init__(self) -> None:

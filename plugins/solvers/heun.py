@@ -62,7 +62,6 @@ class Heun(Plugin):
     summary = "Heun of EDM, second order, two evaluations a step"
     paper = "EDM (2206.00364), algorithm 1"
     orders = "2"
-    lossless = True
     effects = frozenset({"repeated-evaluations"})
 
     @hookimpl

@@ -72,7 +72,6 @@ class Langevin(Plugin):
     summary = "annealed Langevin dynamics of NCSN, several evaluations a step"
     paper = "NCSN (1907.05600), algorithm 1"
     orders = "0"
-    lossless = True
     effects = frozenset({"stochastic-step", "repeated-evaluations"})
 
     def __post_init__(self) -> None:

@@ -65,7 +65,6 @@ class LCM(Plugin):
     summary = "LCM: consistency sampling with boundary scalings, for 1 to 8 steps"
     paper = "LCM (2310.04378), algorithm 3, eq. 9"
     orders = "0"
-    lossless = True
     effects = frozenset({"stochastic-step"})
 
     def __post_init__(self) -> None:

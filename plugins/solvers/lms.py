@@ -29,7 +29,6 @@ class LMS(Plugin):
     summary = "LMS of k-diffusion: Adams-Bashforth of order 1 to 4 in sigma / alpha, the same as deis:variable=rho"
     paper = "DEIS (2204.13902), section 3.2, rhoAB"
     orders = "1-4"
-    lossless = True
 
     def __post_init__(self) -> None:
         if self.order not in ORDERS:

@@ -57,7 +57,6 @@ class MDLM(Plugin):
 
     summary = "masked tokens: uncover each with the schedule's chance (MDLM's ancestral rule)"
     paper = "MDLM (2406.07524), eq. 7"
-    lossless = True
     effects = frozenset({"stochastic-step"})
 
     def __post_init__(self) -> None:

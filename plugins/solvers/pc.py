@@ -103,7 +103,6 @@ class PC(Plugin):
     summary = "predictor-corrector of Score SDE: reverse SDE and Langevin steps"
     paper = "Score SDE (2011.13456), algorithms 2 to 5"
     orders = "1"
-    lossless = True
     effects = frozenset({"stochastic-step", "repeated-evaluations"})
 
     def __post_init__(self) -> None:

@@ -91,7 +91,6 @@ class PeRFlow(Plugin):
     summary = "PeRFlow: straight lines in windows of time, for networks distilled to them"
     paper = "PeRFlow (2405.07510), section 3"
     orders = "0-1"
-    lossless = True
     #: The kit's grids have no stops at the ends of four windows.
     acting_options: ClassVar[dict[str, Any]] = {"windows": 1}
 

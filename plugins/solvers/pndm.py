@@ -89,7 +89,6 @@ class PNDM(Plugin):
     summary = "PNDM: four-point linear multistep on epsilon; iPNDM with start=lower-order"
     paper = "PNDM (2202.09778), eq. 9, 13; iPNDM: DEIS (2204.13902), section 4"
     orders = "2"
-    lossless = True
     effects = frozenset({"multistep", "repeated-evaluations"})
 
     @hookimpl

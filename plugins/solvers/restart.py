@@ -102,7 +102,6 @@ class Restart(Plugin):
     summary = "Restart: Heun with jumps back to a noisier time, second order"
     paper = "Restart (2306.14878), algorithm 1"
     orders = "2"
-    lossless = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.jumps <= 100:

@@ -158,7 +158,6 @@ class SA(Plugin):
     summary = "SA-Solver: stochastic Adams predictor and corrector; order 2 in law, higher where tau = 0"
     paper = "SA-Solver (2305.14267), algorithm 1"
     orders = "1-4"
-    lossless = True
 
     def __post_init__(self) -> None:
         if self.order not in ORDERS:

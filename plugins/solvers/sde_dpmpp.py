@@ -69,7 +69,6 @@ class SDEDPMpp(Plugin):
     summary = "SDE-DPM-Solver++ of order 1 or 2 (2M), one evaluation a step"
     paper = "DPM-Solver++ (2211.01095), section 5, eq. 18, 19"
     orders = "1-2"
-    lossless = True
 
     def __post_init__(self) -> None:
         if self.order not in (1, 2):

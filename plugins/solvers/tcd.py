@@ -64,7 +64,6 @@ class TCD(Plugin):
     summary = "TCD: strategic stochastic sampling, for 1 to 20 steps of trajectory consistency networks"
     paper = "TCD (2402.19159), algorithm 1"
     orders = "0-1"
-    lossless = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.gamma <= 1:

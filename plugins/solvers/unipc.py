@@ -143,7 +143,6 @@ class UniPC(Plugin):
     summary = "UniPC of order 1 to 3 with its free corrector, or UniP without"
     paper = "UniPC (2302.04867), algorithms 1, 2"
     orders = "1-4"
-    lossless = True
     bench_options = ({"order": 2}, {"order": 3})
 
     def __post_init__(self) -> None:

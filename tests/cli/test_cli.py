@@ -154,7 +154,8 @@ def test_a_reader_that_leaves_is_no_error(launch):
 def test_plugins_list(suite):
     done = suite("plugins", "list", "--json")
     rows = {r["name"]: r for r in done.json["plugins"]}
-    assert rows["ddim"]["hooks"] == ["solver"] and rows["ddim"]["lossless"]
+    assert rows["ddim"]["hooks"] == ["solver"] and rows["ddim"]["lossless"] is None
+    assert rows["cfg"]["lossless"] is True and rows["first-block"]["lossless"] is False
     assert rows["fake-count"]["version"] == "1.2" and rows["fake-count"]["distribution"] == "fake-modality"
     assert "No module named 'fake_absent'" in rows["fake-absent"]["error"]
     text = suite("plugins", "list", "--hook", "cache").out

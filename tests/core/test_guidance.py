@@ -152,3 +152,69 @@ def test_guidance_may_end(share: float, steps: int) -> None:
 def test_a_share_lies_between_0_and_1(share: float) -> None:
     with pytest.raises(ConfigError, match="guidance share"):
         Guidance(3.0, share=share)
+
+
+# ---- edges -----------------------------------------------------------------------------------------
+
+
+def acting(guidance: Guidance, times: Tensor) -> list[int]:
+    """The steps of a grid in which both branches are evaluated."""
+    steps = len(times) - 1
+    calls = [Call(k, steps, float(times[k]), float(times[k + 1])) for k in range(steps)]
+    return [c.step for c in calls if len(guidance.branches(c)) == 2]
+
+
+@pytest.mark.parametrize("steps", range(1, 61))
+def test_a_step_exactly_at_an_end_is_inside(steps: int) -> None:
+    times = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+    for k in range(steps):
+        t = (steps - k) / steps  # as a user writes it: the grid's own 0.3 has another last bit
+        assert acting(Guidance(3.0, (t, t)), times) == [k]
+        assert acting(Guidance(3.0, (t, 1.0)), times) == list(range(k + 1))
+        assert acting(Guidance(3.0, (0.0, t)), times) == list(range(k, steps))
+
+
+def test_what_acts_in_no_step_is_no_guidance_and_costs_one_branch() -> None:
+    times = torch.linspace(1, 0, 11, dtype=torch.float64)
+    for guidance in (Guidance(3.0, (0.31, 0.39)), Guidance(3.0, (0.0, 0.0)), Guidance(3.0, share=0.0), Guidance(1.0)):
+        assert acting(guidance, times) == []
+    oracle = Oracle(Flow())
+    t, both = torch.tensor(0.5, dtype=torch.float64), conds()
+    outs = [g.wrap(oracle).denoise(X, t, both, call()) for g in (Guidance(3.0, (0.31, 0.39)), Guidance(1.0))]
+    assert torch.equal(*outs)
+    assert [c.branch for c in oracle.calls] == ["cond", "cond"]
+
+
+@pytest.mark.parametrize("scale", [float("nan"), float("inf"), -float("inf")])
+def test_a_scale_that_is_no_number_is_refused(scale: float) -> None:
+    with pytest.raises(ConfigError, match="expected a number"):
+        Guidance(scale)
+    with pytest.raises(ConfigError, match="two increasing times"):
+        Guidance(3.0, (0.0, float("nan")))
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("scale", [-2.0, 0.0, 0.5, 1.5, 7.0, 100.0])
+def test_guided_tokens_are_probabilities_at_any_scale(scale: float, seed: int) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    p = torch.rand(2, 3, 5, 8, generator=rng) ** 4
+    p = p.where(torch.rand(p.shape, generator=rng) > 0.3, 0.0)  # much that one branch or the other rules out
+    p[..., 0] += 1e-3
+    cond, uncond = (p / p.sum(-1, keepdim=True)).unbind(0)
+    got = Guidance(scale, tokens=True).wrap(TokenOracle()).denoise(
+        torch.zeros(3, 5).long(), torch.tensor(0.5).double(), {"cond": {"p": cond}, "uncond": {"p": uncond}}, call()
+    )  # fmt: skip
+    assert bool(got.isfinite().all()) and bool((got >= 0).all())
+    torch.testing.assert_close(got.sum(-1), torch.ones(3, 5))
+    assert bool((got[cond == 0] == 0).all())
+    if scale == 0:  # the unconditional branch, of what the condition allows
+        allowed = uncond.where(cond > 0, 0.0)
+        torch.testing.assert_close(got, allowed / allowed.sum(-1, keepdim=True))
+
+
+def test_tokens_outside_the_interval_are_those_of_the_condition() -> None:
+    guidance, both = Guidance(3.0, (0.2, 0.8), tokens=True), token_conds()
+    for t, inside in ((0.9, False), (0.8, True), (0.2, True), (0.1, False)):
+        x, time = torch.zeros(1, 3).long(), torch.tensor(t).double()
+        out = guidance.wrap(TokenOracle()).denoise(x, time, both, call(t))
+        assert torch.equal(out, both["cond"]["p"]) is not inside

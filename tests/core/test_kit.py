@@ -218,6 +218,15 @@ def test_defects_of_a_schedule(defect: str, check: str, said: str) -> None:
     assert outcome(BadTimes(), check) == ""
 
 
+def test_a_grid_that_is_lossless_claims_nothing_and_is_told_so() -> None:
+    @dataclass(frozen=True)
+    class Boasts(BadTimes):
+        lossless = True
+
+    assert "`lossless` means nothing of a schedule" in outcome(Boasts(), "is_a_plugin")
+    assert outcome(BadTimes(), "is_a_plugin") == ""
+
+
 # ---- solver ------------------------------------------------------------------------------------
 
 

@@ -18,6 +18,7 @@ from suite.plugins.schedules.quadratic import Quadratic
 from suite.plugins.schedules.uniform import Uniform
 from suite.plugins.solvers.dpmpp_3m import DPMpp3M
 from suite.plugins.solvers.heun import Heun
+from suite.stamp import RunStamp
 from suite.testing.oracles import Mixture, a_run, drive
 
 SIGMA_MIN = 0.002
@@ -117,3 +118,17 @@ def test_levels_of_laplace_noise_reach_from_noise_to_data(plugin: Plugin) -> Non
     few = error(Heun(), noise, times(plugin, noise, 10))
     before = error(Heun(), noise, times(type(plugin)(high=0.98, low=0.02), noise, 10))  # pyright: ignore[reportCallIssue]
     assert few < before / 2
+
+
+def test_a_stamp_from_before_an_option_means_its_default() -> None:
+    def stamp(solver: str, schedule: str = "uniform") -> RunStamp:
+        return RunStamp("m", "n", solver, 10, schedule, "")
+
+    now = stamp("dpmpp-3m:lower_order_final=True", "karras:rho=7.0,high=None,low=None,of=ratio")
+    assert stamp("dpmpp-3m", "karras:rho=7.0").differences(now) == []
+    (said,) = stamp("dpmpp-3m:lower_order_final=False", "karras").differences(now)
+    assert said == "the solver dpmpp-3m:lower_order_final=False, not dpmpp-3m:lower_order_final=True"
+    (said,) = stamp("dpmpp-3m", "karras:low=0.01").differences(now)
+    assert said.startswith("the schedule karras:low=0.01, not karras:")
+    assert len(stamp("gone:was=here").differences(stamp("ddim"))) == 1
+    assert stamp("gone:was=here").differences(stamp("gone:was=here")) == []

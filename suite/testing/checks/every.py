@@ -11,7 +11,7 @@ import sys
 import yaml
 
 from suite.errors import ConfigError
-from suite.hookspecs import HOOKS, PROJECT
+from suite.hookspecs import HOOKS, PROJECT, SINGLE
 from suite.manager import implemented_hooks
 from suite.plugin import EFFECT_WORDS, Plugin, build, options_of
 from suite.recipe import Named, Recipe
@@ -32,6 +32,8 @@ def check_is_a_plugin(subject: Subject) -> None:
     assert implemented_hooks(cls), f"it implements none of {', '.join(HOOKS)}; mark a method with @hookimpl"
     modalities = cls.modalities
     assert modalities is None or isinstance(modalities, frozenset), "`modalities` must be None or a frozenset"
+    if SINGLE.issuperset(implemented_hooks(cls)):
+        assert not subject.plugin.lossless, "`lossless` means nothing of a schedule or a solver; leave it out"
 
 
 @common
