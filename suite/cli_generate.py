@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from suite import prompts as texts
 from suite.cli_job import Job
 from suite.discovery import MODALITIES, installed
 from suite.errors import ConfigError, SuiteError
-from suite.output import check_folder, targets
+from suite.output import check_folder, check_report, next_number, place, taken, targets
 from suite.plan import Plan, make_plan
 from suite.recipe import Recipe, from_options
 from suite.request import RequestOption, resolve
@@ -31,6 +32,7 @@ Output = Annotated[
         "-o",
         "--output",
         metavar="FILE",
+        parser=place,
         help="File or existing folder.  [default: the prompt's words; text is printed]",
     ),
 ]
@@ -82,6 +84,11 @@ CacheLimit = Annotated[
 ]
 Blocks = Annotated[bool, typer.Option("--blocks", help="Record which blocks run at which step for the report.")]
 Macs = Annotated[bool, typer.Option("--macs", help="Count multiply-accumulates for the report; slow.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")]
+Resume = Annotated[
+    bool,
+    typer.Option("--resume", help="Make only what is missing of this request; needs -o. Numbers begin at 000."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print files and reports as JSON, and nothing else.")]
 
 
@@ -119,6 +126,8 @@ def command(modality: str, with_options: bool = True) -> Callable[..., int]:
         report: ReportFile = None,
         macs: Macs = False,
         blocks: Blocks = False,
+        overwrite: Overwrite = False,
+        resume: Resume = False,
         as_json: Json = False,
         **asked: Any,
     ) -> int:
@@ -149,9 +158,12 @@ def command(modality: str, with_options: bool = True) -> Callable[..., int]:
             cache_limit=cache_limit,
         )
         start = Init.of(plan.modality.load(), init, strength) if init else None
-        files = _files(plan, output, prompts, report)
-        job = Job(plan, prompts, seeds, files, negative, options, start, device, batch, report, macs, blocks, as_json)
-        return job.run()
+        if resume and output is None:
+            raise ConfigError("--resume needs -o: without it there is no telling which files are of this request")
+        files = _files(plan, output, prompts, report, overwrite, resume)
+        fresh = not overwrite and not resume and output not in files
+        how = (device, batch, report, macs, blocks, as_json, fresh, resume, overwrite)
+        return Job(plan, prompts, seeds, files, negative, options, start, *how).run()
 
     generate.__doc__ = f"Generate {modality} from a prompt."
     return _with_flags(generate, declared)
@@ -193,25 +205,35 @@ def _single(hook: str, values: list[str] | None) -> str | None:
     return values[0] if values else None
 
 
-def _files(plan: Plan, output: Path | None, prompts: list[str], report: Path | None) -> list[Path]:
+def _files(
+    plan: Plan, output: Path | None, prompts: list[str], report: Path | None, overwrite: bool, resume: bool
+) -> list[Path]:
     """One file a sample. Everything that can be refused without the modality's code is refused before it loads."""
     if report is not None:
-        if report.is_dir():
-            raise ConfigError(f"--report {report} is a folder; expected a file")
         check_folder(report.parent)
-    folder = output if output and output.is_dir() else (output or Path("x")).parent
+        check_report(report, overwrite)
+    folder = output if output and os.path.isdir(output) else (output or Path("x")).parent
     check_folder(folder)
     modality = plan.modality.load()
     suffixes = modality.suffixes
     if output is None and modality.printable:
         return []
     if output is not None:
-        files = targets(output, len(prompts), suffixes, modality.joins)
+        files = targets(output, len(prompts), suffixes, modality.joins, modality.beside, overwrite or resume)
     else:
-        files = [Path(name + suffixes[0]) for name in texts.names(prompts, plan.modality.name)]
+
+        def first(slug: str, shared: bool) -> int | None:
+            if overwrite:
+                return 0 if shared else None
+            if not shared and not taken(Path(slug + suffixes[0]), modality.beside):
+                return None
+            return max(next_number(Path(), f"{slug}-"), 0 if shared else 1)
+
+        files = [Path(name + suffixes[0]) for name in texts.names(prompts, plan.modality.name, first)]
     modality.check_suffix(files[0].suffix.lower())
-    if report in files:
-        raise ConfigError(f"--report {report} is also a result's file; give another name")
+    own = {os.path.realpath(file.with_name(file.name + end)) for file in files for end in ("", *modality.beside)}
+    if report is not None and os.path.realpath(report) in own:
+        raise ConfigError(f"--report {report} is also a result's file, or lies beside one; give another name")
     return files
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from suite.errors import ConfigError, EmptyError, SuiteError
-from suite.output import write
+from suite.output import write_text
 from suite.plan import Plan
 from suite.request import Request, resolve
 
@@ -68,6 +68,11 @@ class Job:
     count_macs: bool
     watch_blocks: bool
     as_json: bool
+    fresh: bool
+    resume: bool
+    overwrite: bool
+    done: set[int] = field(default_factory=set)
+    joined: set[Path] = field(default_factory=set)
     saved: list[Path] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     finished: int = 0
@@ -80,6 +85,8 @@ class Job:
         cls = self.plan.modality.load()
         values = resolve(cls.options, self.options, self.plan.modality.name)
         self._check(cls, values)
+        if self.resume:
+            self._skip(values)
         warnings = [*self.plan.warnings_for(self.negative), *cls.warnings(self.plan.folder, self._request(values))]
         if is_writer():
             _tell("warning: ", list(dict.fromkeys(warnings)))
@@ -124,7 +131,17 @@ class Job:
         self.files = [self.files[row] for row in kept] if self.files else []
         self.refused = list(refused.values())
 
+    def _skip(self, values: Mapping[str, Value | None]) -> None:
+        """Leave what is there of this request as it is. Batches stay as they were, since they decide the last bits."""
+        from suite.resume import present
+
+        self.done = present(self.plan, self._request(values), self.seeds, self.files, self.overwrite)
+        self.joined = {self.files[row] for row in self.done}
+        self.finished = len(self.done)
+
     def _generate(self) -> None:
+        if len(self.done) == len(self.prompts):
+            return
         from suite.mesh import Mesh
 
         try:
@@ -140,6 +157,8 @@ class Job:
 
     def _one_batch(self, engine: Engine, start: int, on_step: Callable[[int, int], None]) -> None:
         rows = slice(start, start + self.batch)
+        if self.done.issuperset(range(start, min(start + self.batch, len(self.prompts)))):
+            return
         number = start // self.batch
         result = engine.generate_batch(
             self.prompts[rows],
@@ -155,8 +174,10 @@ class Job:
         if not is_writer():
             return
         for index, file in enumerate(self.files[rows][: len(result.artifacts)]):
+            if start + index in self.done:
+                continue
             try:
-                written = result.save_one(index, file, join=file in self.saved)
+                written = result.save_one(index, file, file in self.saved or file in self.joined, self.fresh)
             except EmptyError as error:  # the others stay
                 self.empty.append(f"{file} (seed {self.seeds[rows][index]}): {error}")
                 continue
@@ -211,17 +232,13 @@ class Job:
 
     def _results(self) -> dict[str, Any]:
         texts = {"texts": self.texts} if self.texts else {}
-        return {"files": [str(f) for f in self.saved], **texts, "reports": self.reports}
+        skipped = {"skipped": [str(self.files[row]) for row in sorted(self.done)]} if self.resume else {}
+        return {"files": [str(f) for f in self.saved], **skipped, **texts, "reports": self.reports}
 
     def _write_report(self) -> None:
         """Also after a failure, for what was finished before it."""
         if self.report_file is not None and is_writer() and (self.saved or self.texts):
-            content = json.dumps(self._results(), indent=2) + "\n"
-
-            def put(temporary: Path) -> None:
-                temporary.write_text(content, encoding="utf-8")
-
-            write(self.report_file, put)
+            write_text(self.report_file, json.dumps(self._results(), indent=2) + "\n")
 
     def _print(self) -> None:
         short = self._shortfall()
@@ -234,10 +251,12 @@ class Job:
         if short:
             _tell("error: ", [*self.refused, *self.empty])
             print(f"error: {short}", file=sys.stderr)
-        if sys.stderr.isatty():
+        if self.resume:
+            print(f"skipped: {len(self.done)} of {len(self.prompts)} were there", file=sys.stderr)
+        if sys.stderr.isatty() and self.reports:
             seconds = sum(r["seconds"]["sample"] for r in self.reports)
-            nfe = self.reports[0]["nfe"]
-            print(f"{len(self.prompts)} in {seconds:.1f} s of sampling, {nfe:g} evaluations each", file=sys.stderr)
+            nfe, made = self.reports[0]["nfe"], len(self.prompts) - len(self.done)
+            print(f"{made} in {seconds:.1f} s of sampling, {nfe:g} evaluations each", file=sys.stderr)
 
 
 def _tell(begin: str, lines: Sequence[str]) -> None:

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from suite.discovery import MODALITIES, find, installed
 from suite.errors import ConfigError, PluginError
 from suite.input_file import YAML, check, is_file
-from suite.output import check_folder, targets
+from suite.output import another, check_folder, place, taken, targets
+
+if TYPE_CHECKING:
+    from suite.modality import Modality
 
 Result = Annotated[Path, typer.Argument(metavar="FILE", help="A result of this suite.")]
 Replica = Annotated[
-    Path | None, typer.Option("-o", "--output", metavar="FILE", help="Where to.  [default: FILE with -replay]")
+    Path | None,
+    typer.Option(
+        "-o", "--output", metavar="FILE", parser=place, help="Where to.  [default: beside FILE, with -replay]"
+    ),
 ]
 Model = Annotated[str | None, typer.Option(metavar="FOLDER", help="The model, if it is not a shipped one.")]
 InitFile = Annotated[
@@ -50,18 +57,29 @@ def replay(
 
     record = again.read(file)
     start = again.init_of(record, init)
-    copy = output or Path(f"{file.stem}-replay{file.suffix}")
-    (target,) = targets(copy, 1, record.modality.suffixes)
+    target = _target(file, output, record.modality)
     plan = again.plan_of(record, model)
-    done = again.run(record, plan, target, start)
+    done = again.run(record, plan, target, start, fresh=output is None)
     for warning in done.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     verdict = "is bit-identical to" if done.identical else "differs from"
     if as_json:
-        print(json.dumps({"identical": done.identical, "files": [str(target)], "warnings": done.warnings}))
+        print(json.dumps({"identical": done.identical, "files": [str(done.output)], "warnings": done.warnings}))
     else:
-        print(f"{target} {verdict} {file}")
+        print(f"{done.output} {verdict} {file}")
     return 0 if done.identical else 1
+
+
+def _target(file: Path, output: Path | None, modality: type[Modality]) -> Path:
+    """Where a replay goes: beside the file, under a name that is free, unless one is given."""
+    if output is None:
+        short = file.stem
+        while len(os.fsencode(short)) > 150:  # with its number, its ending and what lies beside it, it must be a name
+            short = short[:-1]
+        output = file.with_name(f"{short}-replay{file.suffix}")
+        output = another(output) if taken(output, modality.beside) else output
+    (target,) = targets(output, 1, modality.suffixes, beside=modality.beside)
+    return target
 
 
 def doctor(as_json: Json = False) -> int:

@@ -47,3 +47,7 @@ class OutputError(SuiteError, OSError):
     """A result could not be written; what was already written stays."""
 
     exit_code = 2
+
+
+class TakenError(OutputError):
+    """A file of this name came to be while the run went on; it is not replaced."""

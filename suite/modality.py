@@ -32,6 +32,7 @@ class Modality(ABC):
         suffixes: file endings that `save` writes; the first is the default.
         joins: those of them whose files may be appended to each other: many results then share one file. What `save`
             writes there holds its own metadata, since nothing is written beside it.
+        beside: what may be appended to a file's whole name for what lies beside it (`extras`), such as `.preview.png`.
         options: what a request may choose besides the prompt; the command line makes flags of them.
         reads: endings of files with which sampling can begin (`--init`); empty if there is no such thing.
         printable: without `-o` the result is printed (`show`), not saved.
@@ -49,6 +50,7 @@ class Modality(ABC):
     name: ClassVar[str]
     suffixes: ClassVar[tuple[str, ...]]
     joins: ClassVar[tuple[str, ...]] = ()
+    beside: ClassVar[tuple[str, ...]] = ()
     options: ClassVar[tuple[RequestOption, ...]] = ()
     reads: ClassVar[tuple[str, ...]] = ()
     printable: ClassVar[bool] = False
@@ -147,6 +149,18 @@ class Modality(ABC):
         """The metadata that `save` wrote. ConfigError if there is none."""
 
     @classmethod
+    def read_whole(cls, path: Path) -> Sequence[Mapping[str, Any]]:
+        """The metadata of all results in a file, several where they are joined; the file is read to its end.
+
+        Raises:
+            ConfigError: as `read_metadata`, or the file is cut off.
+        """
+        found = cls.read_metadata(path)
+        if path.suffix.lower() in cls.reads:
+            cls.read(path)
+        return [found]
+
+    @classmethod
     def read(cls, path: Path) -> Any:
         """What is in a file of one of the endings in `reads`, whoever made it; no model is loaded, nor torch.
 
@@ -182,7 +196,10 @@ class Modality(ABC):
         return first.read_bytes() == second.read_bytes()
 
     def extras(self, artifact: Any, metadata: Mapping[str, Any]) -> Mapping[str, Callable[[Path], None]]:
-        """Files that belong beside the main one: what replaces its ending -> how to write it. None by default."""
+        """Files that belong beside the main one: what is appended to its name -> how to write it; those of `beside`.
+
+        The whole name is kept, so that results of different endings never share one: `a.glb.preview.png`.
+        """
         del artifact, metadata
         return {}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
 
@@ -55,16 +55,21 @@ def slug(prompt: str, otherwise: str) -> str:
     return words[:SLUG_LENGTH].rstrip("-") or otherwise
 
 
-def names(prompts: Sequence[str], otherwise: str) -> list[str]:
-    """A slug for each sample, numbered -000, -001, ... where several samples would share it; all differ."""
+def names(prompts: Sequence[str], otherwise: str, first: Callable[[str, bool], int | None]) -> list[str]:
+    """A slug for each sample, numbered -000, -001, ... where several samples would share it; all differ.
+
+    Args:
+        first: (slug, whether several share it) -> its first number; None is none, for a slug that is not shared.
+    """
     slugs = [slug(p, otherwise) for p in prompts]
     shared = Counter(slugs)
-    used = {s for s, times in shared.items() if times == 1}
-    numbers = {s: count() for s in shared}
+    begin = {s: first(s, times > 1) for s, times in shared.items()}
+    used = {s for s, number in begin.items() if number is None}
+    numbers = {s: count(number or 0) for s, number in begin.items()}
     out = []
     for one in slugs:
         name = one
-        if shared[one] > 1:
+        if begin[one] is not None:
             name = next(n for k in numbers[one] if (n := f"{one}-{k:03d}") not in used)
             used.add(name)
         out.append(name)

@@ -167,8 +167,8 @@ def init_of(record: Record, path: Path | None) -> Init | None:
     return init
 
 
-def run(record: Record, plan: Plan, output: Path, init: Init | None = None) -> Replayed:
-    """Generate the file's batch again, compare its row with the file, and write it to `output`."""
+def run(record: Record, plan: Plan, output: Path, init: Init | None = None, fresh: bool = False) -> Replayed:
+    """Generate the file's batch again, compare its row with the file, and write it to `output`, `fresh` or replaced."""
     import torch
 
     from suite.cli_job import open_engine
@@ -194,5 +194,5 @@ def run(record: Record, plan: Plan, output: Path, init: Init | None = None) -> R
         known = record.modality.read_metadata(record.file)
         result.modality.save(result.artifacts[record.index], again, known)
         identical = record.modality.same(record.file, again)
-    result.save_one(record.index, output)
+    output, *_ = result.save_one(record.index, output, fresh=fresh)
     return Replayed(identical, warnings, output)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from suite.errors import EmptyError
+from suite.errors import EmptyError, PluginError, TakenError
 from suite.modality import Modality
-from suite.output import targets, write
+from suite.output import another, targets, write
 from suite.report import RunReport
 
 
@@ -28,30 +28,36 @@ class Result:
         """What is written into artifact `index`: enough to make it again."""
         return {"suite": self.report.to_dict(), "index": index}
 
-    def save(self, output: str | Path) -> list[Path]:
+    def save(self, output: str | Path, overwrite: bool = False) -> list[Path]:
         """Write all artifacts; see `suite.output.targets` for the names.
+
+        Args:
+            overwrite: replace what has these names; without it only a file that is named exactly is replaced.
 
         Raises:
             EmptyError: some have no content; the others are written.
         """
-        files = targets(Path(output), len(self.artifacts), self.modality.suffixes, self.modality.joins)
+        cls, place = self.modality, Path(output)
+        files = targets(place, len(self.artifacts), cls.suffixes, cls.joins, cls.beside, overwrite)
+        fresh = not overwrite and place not in files
         saved: list[Path] = []
         empty: list[EmptyError] = []
         for index, file in enumerate(files):
             try:
-                self.save_one(index, file, join=file in saved)
-                saved.append(file)
+                main, *_ = self.save_one(index, file, join=file in saved, fresh=fresh)
+                saved.append(main)
             except EmptyError as error:
                 empty.append(error)
         if empty:
             raise EmptyError(f"{len(empty)} of {len(files)} are empty, the others are saved: {empty[0]}") from empty[0]
-        return list(dict.fromkeys(files))
+        return list(dict.fromkeys(saved))
 
-    def save_one(self, index: int, file: Path, join: bool = False) -> list[Path]:
-        """Write artifact `index` to exactly `file`, atomically, with its metadata; returns it and what lies beside.
+    def save_one(self, index: int, file: Path, join: bool = False, fresh: bool = False) -> list[Path]:
+        """Write artifact `index` to `file`, atomically, with its metadata; returns it and what lies beside.
 
         Args:
             join: the file holds results of this run already, which stay (`Modality.joins`).
+            fresh: nothing is replaced; if another process has taken the name meanwhile, the next number is.
 
         Raises:
             EmptyError: it has no content (`Modality.why_empty`); what lies beside it is written.
@@ -59,12 +65,21 @@ class Result:
         artifact, metadata = self.artifacts[index], self.metadata(index)
         joins = file.suffix.lower() in self.modality.joins
         extras = {} if joins else self.modality.extras(artifact, metadata)
-        beside = {file.with_name(file.stem + e): f for e, f in extras.items()}
+        if odd := extras.keys() - set(self.modality.beside):
+            raise PluginError(f"modality {self.modality.name}: {', '.join(sorted(odd))} is not among its `beside`")
         why = self.modality.why_empty(artifact)
-        if not why:
-            write(file, lambda temporary: self.modality.save(artifact, temporary, metadata), join)
-        for extra, save in beside.items():
-            write(extra, save)
-        if why:
-            raise EmptyError(why + (f"; kept: {', '.join(map(str, beside))}" if beside else ""))
-        return [file, *beside]
+        while True:
+            beside = {file.with_name(file.name + end): save for end, save in extras.items()}
+            written: list[Path] = []
+            try:
+                for extra, save in beside.items():  # first: a result that is there has all that belongs to it
+                    write(extra, save, fresh=fresh)
+                    written.append(extra)
+                if why:
+                    raise EmptyError(why + (f"; kept: {', '.join(map(str, beside))}" if beside else ""))
+                write(file, lambda made: self.modality.save(artifact, made, metadata), join, fresh)
+                return [file, *beside]
+            except TakenError:
+                for extra in written:
+                    extra.unlink(missing_ok=True)
+                file = another(file)

@@ -17,7 +17,7 @@ from suite.discovery import find, installed
 from suite.errors import ConfigError, SuiteError
 from suite.input_file import read_json
 from suite.models import ModelFolder
-from suite.output import write
+from suite.output import write_text
 from suite.plugin import build, options_of
 from suite.recipe import Named, Recipe
 
@@ -143,9 +143,4 @@ def write_stamped(path: Path, form: str, content: Mapping[str, Any], indent: int
     Raises:
         OutputError: the disk is full or the file cannot be written.
     """
-    text = json.dumps({"format": form, **content}, indent=indent) + "\n"
-
-    def save(temporary: Path) -> None:
-        temporary.write_text(text, encoding="utf-8")
-
-    write(path, save)
+    write_text(path, json.dumps({"format": form, **content}, indent=indent) + "\n")

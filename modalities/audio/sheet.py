@@ -16,6 +16,7 @@ from torch import Tensor
 from suite.errors import ConfigError
 from suite.modalities.audio.files import SUFFIXES, Sound, as_tensor, read
 from suite.modalities.audio.mel import log_mel
+from suite.output import write
 
 
 def save_spectrograms(pictures: Tensor, path: Path, columns: int = 4) -> None:
@@ -28,7 +29,7 @@ def save_spectrograms(pictures: Tensor, path: Path, columns: int = 4) -> None:
         top, left = k // columns * (bands + 2), k % columns * (frames + 2)
         canvas[top : top + bands, left : left + frames] = level
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(canvas.numpy()).save(path)
+    write(path, lambda made: Image.fromarray(canvas.numpy()).save(made, format="PNG"))
 
 
 def sheet(sounds: Sequence[Sound], path: Path, columns: int = 5) -> None:

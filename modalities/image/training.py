@@ -29,6 +29,7 @@ from suite.modalities.shared.stages import in_stages
 from suite.modalities.shared.text_encoder import TokenStates
 from suite.modalities.shared.training import TrainState, averaged_weights
 from suite.modalities.shared.training import train as run_training
+from suite.output import write
 
 EXPORT = "model"
 """Sub-folder of a run that gets the finished model."""
@@ -138,7 +139,8 @@ def save_sheet(pictures: Tensor, path: Path, columns: int = 8) -> None:
     """Write pictures [N, 3, S, S] in [-1, 1] as one PNG."""
     pixels = ((pictures.cpu() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
     path.parent.mkdir(parents=True, exist_ok=True)
-    sheet([Image.fromarray(p) for p in pixels], columns).save(path)
+    picture = sheet([Image.fromarray(p) for p in pixels], columns)
+    write(path, lambda made: picture.save(made, format="PNG"))
 
 
 def export_state(

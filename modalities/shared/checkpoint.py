@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from suite.errors import ConfigError
 from suite.input_file import check, read_json
+from suite.output import atomically
 
 _PREFIX = "checkpoint-"
 CHECKPOINT = ("state.json", "network.safetensors", "ema.safetensors", "optimizers.pt")
@@ -52,18 +52,17 @@ def store(out: Path, state: TrainState, options: Mapping[str, Any]) -> Path:
     target = Path(out) / f"{_PREFIX}{state.step:08d}"
     if target.is_dir():
         return target
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     # Cloned: safetensors refuses weights that share memory, as tied embeddings do.
     network = {k: v.detach().clone().contiguous() for k, v in state.network.state_dict().items()}
-    save_file(network, partial / "network.safetensors")
-    save_file(state.ema, partial / "ema.safetensors")
-    torch.save([optimizer.state_dict() for optimizer in state.optimizers], partial / "optimizers.pt")
     facts = {"step": state.step, "seconds": state.seconds, "options": dict(options)}
-    (partial / "state.json").write_text(json.dumps(facts, indent=2) + "\n")
     older = [p for p in Path(out).glob(f"{_PREFIX}*") if p.is_dir()]
-    os.rename(partial, target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with atomically(target) as made:
+        made.mkdir()
+        save_file(network, made / "network.safetensors")
+        save_file(state.ema, made / "ema.safetensors")
+        torch.save([optimizer.state_dict() for optimizer in state.optimizers], made / "optimizers.pt")
+        (made / "state.json").write_text(json.dumps(facts, indent=2) + "\n")
     for path in older:
         shutil.rmtree(path)
     return target

@@ -12,7 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from suite import temporary
 from suite.errors import ConfigError
+from suite.output import writing
+
+FACTS = "suite.json"
 
 
 def export_folder(
@@ -35,21 +39,23 @@ def export_folder(
         if value.is_floating_point() and not torch.isfinite(value.half()).all():
             raise ConfigError(f"{name} has values that float16 cannot hold: the run diverged, so there is no model")
     network.load_state_dict(weights)
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    network.half().save_pretrained(partial / part, safe_serialization=True, **saving)  # pyright: ignore[reportCallIssue]
-    (partial / "suite.json").write_text(json.dumps(facts, indent=2) + "\n")
-    if extra:
-        extra(partial)
-    if log is not None and log.is_file():
-        shutil.copy(log, partial / "loss.csv")
     out.mkdir(parents=True, exist_ok=True)
-    for item in sorted(partial.iterdir()):
-        target = out / item.name
-        if target.is_dir():
-            shutil.rmtree(target)
-        os.replace(item, target)
-    partial.rmdir()
+    with writing(out), temporary.place(out) as partial:
+        network.half().save_pretrained(partial / part, safe_serialization=True, **saving)  # pyright: ignore[reportCallIssue]
+        (partial / FACTS).write_text(json.dumps(facts, indent=2) + "\n")
+        if extra:
+            extra(partial)
+        if log is not None and log.is_file():
+            shutil.copy(log, partial / "loss.csv")
+        temporary.flush(partial)
+        # Without it a folder is no model, so it goes first and comes last: old facts never stand beside new weights.
+        (out / FACTS).unlink(missing_ok=True)
+        for item in sorted(partial.iterdir(), key=lambda item: item.name == FACTS):
+            target = out / item.name
+            if target.is_dir():
+                shutil.rmtree(target)
+            os.replace(item, target)
+        temporary.flush_name(out)
     return out
 
 

@@ -14,13 +14,13 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from suite import temporary
 from suite.errors import ConfigError
 
 Client = Literal["npm", "apt", "pip"]
@@ -76,9 +76,9 @@ def fetch(archive: Archive, cache: Path | None = None, say: Callable[[str], None
         return found
     folder.mkdir(parents=True, exist_ok=True)
     say(f"Fetching {archive.name} {archive.version} ({archive.licence}) with {archive.client} into {folder}")
-    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder) as work:
-        _download(archive, Path(work))
-        files = [f for f in Path(work).iterdir() if f.name.endswith(_ENDINGS)]
+    with temporary.place(folder) as work:
+        _download(archive, work)
+        files = [f for f in work.iterdir() if f.name.endswith(_ENDINGS)]
         if len(files) != 1:
             raise ConfigError(
                 f"{archive.client} left {len(files)} archives for {archive.name} {archive.version}, expected 1"

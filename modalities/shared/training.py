@@ -29,6 +29,7 @@ from suite.errors import ConfigError
 from suite.modalities.shared.attention import attention_for
 from suite.modalities.shared.checkpoint import TrainState, latest, restore, store
 from suite.modalities.shared.muon import Muon
+from suite.output import write_text, writing
 from suite.patches_as_products import patches_as_products
 from suite.precision import resolve_dtype
 
@@ -270,7 +271,7 @@ def _log(out: Path, state: TrainState, loss: float, lr: float, write: bool) -> N
     path = out / "loss.csv"
     new = not path.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", newline="") as stream:
+    with writing(path), open(path, "a", newline="") as stream:
         writer = csv.writer(stream)
         if new:
             writer.writerow(_FIELDS)
@@ -278,12 +279,13 @@ def _log(out: Path, state: TrainState, loss: float, lr: float, write: bool) -> N
 
 
 def _trim_log(out: Path, step: int) -> None:
-    """Drop the lines past the checkpoint: those steps are taken again."""
+    """Drop the lines past the checkpoint, whose steps are taken again, and what a killed process wrote half of."""
     path = out / "loss.csv"
     if path.exists():
-        head, *rows = path.read_text().splitlines()
-        kept = [row for row in rows if int(row.split(",", 1)[0]) <= step]
-        path.write_text("\n".join([head, *kept]) + "\n")
+        whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        rows = [line for line in whole[1:] if line.count(",") == len(_FIELDS) - 1]
+        kept = [row for row in rows if (at := row.split(",", 1)[0]).isdigit() and int(at) <= step]
+        write_text(path, "".join([",".join(_FIELDS) + "\n", *kept]))
 
 
 @contextmanager

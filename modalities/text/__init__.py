@@ -38,6 +38,7 @@ class Text(Modality):
     name: ClassVar[str] = "text"
     suffixes: ClassVar[tuple[str, ...]] = (TEXT, JSONL)
     joins: ClassVar[tuple[str, ...]] = (JSONL,)
+    beside: ClassVar[tuple[str, ...]] = (SIDECAR,)
     reads: ClassVar[tuple[str, ...]] = (TEXT,)
     printable: ClassVar[bool] = True
     interface: ClassVar[tuple[str, ...]] = (*Modality.interface, "family")
@@ -218,16 +219,29 @@ class Text(Modality):
     @classmethod
     def read_metadata(cls, path: Path) -> Mapping[str, Any]:
         """The metadata of a .jsonl, or of the JSON file beside a .txt."""
-        place = path if path.suffix.lower() == JSONL else path.with_suffix(SIDECAR)
+        place = path if path.suffix.lower() == JSONL else path.with_name(path.name + SIDECAR)
+        if not is_file(place) and is_file(path.with_suffix(SIDECAR)):
+            place = path.with_suffix(SIDECAR)  # its name in earlier versions
         if not is_file(place):
             raise ConfigError(f"{path} was not made by this suite, or {place.name} beside it is lost")
         lines = read_text(place, "the record").splitlines()
         if len(lines) > 1 and place == path:
             raise ConfigError(f"{path} holds {len(lines)} texts; give a file of one: `sed -n 1p {path} > first{JSONL}`")
-        content = json.loads(lines[0]) if lines else {}
-        if not isinstance(content, dict) or "suite" not in content:
-            raise ConfigError(f"{place} was not made by this suite: it has no key 'suite'")
-        return {key: value for key, value in content.items() if key not in ("text", "prompt")}
+        content = _record(lines[0] if lines else "{}", place)
+        if place == path.with_suffix(SIDECAR) and content["text"] + "\n" != read_text(path, "the text"):
+            raise ConfigError(f"{path} was not made by this suite, or {path.name}{SIDECAR} beside it is lost")
+        return _without_text(content)
+
+    @classmethod
+    def read_whole(cls, path: Path) -> Sequence[Mapping[str, Any]]:
+        """The metadata of each line of a .jsonl; of a .txt whose record is of this text."""
+        if path.suffix.lower() == JSONL:
+            lines = read_text(path, "the texts").splitlines()
+            return [_without_text(_record(line, path)) for line in lines]
+        content = _record(read_text(path.with_name(path.name + SIDECAR), "the record"), path)
+        if content["text"] + "\n" != read_text(path, "the text"):
+            raise ConfigError(f"{path} is not the text that {path.name}{SIDECAR} is of")
+        return [_without_text(content)]
 
     @classmethod
     def benchmark_prompts(cls) -> tuple[str, ...]:
@@ -259,3 +273,15 @@ class Text(Modality):
         from suite.modalities.text.metrics import evaluate
 
         return evaluate(artifacts, prompts)
+
+
+def _record(line: str, place: Path) -> dict[str, Any]:
+    """A text with its metadata. ConfigError if a line says none."""
+    content = json.loads(line)
+    if not isinstance(content, dict) or "suite" not in content or not isinstance(content.get("text"), str):
+        raise ConfigError(f"{place} was not made by this suite: it has no keys 'suite' and 'text'")
+    return content
+
+
+def _without_text(content: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in content.items() if key not in ("text", "prompt")}

@@ -14,6 +14,7 @@ from suite.modalities.text import embedding
 from suite.modalities.text.config import TextTraining
 from suite.modalities.text.data import TextData
 from suite.modalities.text.vocabulary import MASK, PAD, PROMPT, written
+from suite.output import write_text
 
 PROMPTS = (
     "disaster (noun)",
@@ -46,7 +47,7 @@ def write_samples(writer: Any, data: TextData, config: TextTraining, path: Path,
     tokens = draw(writer, prompt, mask, min(config.canvases), steps, config)
     lines = [f"{p} -> {written(tokenizer, row)}" for p, row in zip(PROMPTS, tokens, strict=True)]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(lines) + "\n")
+    write_text(path, "\n".join(lines) + "\n")
 
 
 def _masked(

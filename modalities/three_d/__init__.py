@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from suite.distill_options import OPTIONS, iterations
-from suite.errors import EmptyError
+from suite.errors import ConfigError, EmptyError
 from suite.modalities.three_d import files
 from suite.modality import Modality
 from suite.request import Request, RequestOption
@@ -51,6 +51,7 @@ class ThreeD(Modality):
 
     name: ClassVar[str] = "3d"
     suffixes: ClassVar[tuple[str, ...]] = files.SUFFIXES
+    beside: ClassVar[tuple[str, ...]] = (".preview.png", ".log.csv", ".turntable.mp4", ".turntable.gif")
     driver: ClassVar[str] = "distill"
     borrows: ClassVar[tuple[str, ...]] = ("image",)
     #: Distillation looks for one object that all views agree on, and needs more guidance than sampling does.
@@ -164,17 +165,29 @@ class ThreeD(Modality):
 
         del metadata
         found: dict[str, Callable[[Path], None]] = {
-            ".png": partial(artifact.preview.save, format="PNG"),
-            "-log.csv": partial(_write_log, artifact.log),
+            ".preview.png": partial(artifact.preview.save, format="PNG"),
+            ".log.csv": partial(_write_log, artifact.log),
         }
         if artifact.frames:
-            found[clip_suffix()] = partial(write_clip, artifact.frames)
+            found[f".turntable{clip_suffix()}"] = partial(write_clip, artifact.frames)
         return found
 
     @classmethod
     def read_metadata(cls, path: Path) -> Mapping[str, Any]:
         """The metadata of a mesh that `save` wrote."""
         return files.read_metadata(path)
+
+    @classmethod
+    def read_whole(cls, path: Path) -> Sequence[Mapping[str, Any]]:
+        """The metadata of a mesh that can be loaded."""
+        import trimesh
+
+        found = cls.read_metadata(path)
+        try:
+            trimesh.load(path)
+        except Exception as error:  # each format has errors of its own
+            raise ConfigError(f"{path} is not a whole mesh: {error}") from error
+        return [found]
 
     @classmethod
     def check(cls, folder: ModelFolder, request: Request) -> None:

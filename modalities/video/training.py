@@ -33,6 +33,7 @@ from suite.modalities.video.data import VideoData, load
 from suite.modalities.video.network import begin_with_image, call
 from suite.modalities.video.tubes import from_tubes, to_tubes, together
 from suite.models import open_folder
+from suite.output import write
 
 EXPORT = "model"
 """Sub-folder of a run that gets the finished model."""
@@ -179,7 +180,8 @@ def save_sheet(clips: Tensor, path: Path, columns: int = 8) -> None:
     pixels = ((clips[:, :3].cpu() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 4, 1)
     chosen = torch.linspace(0, pixels.shape[1], columns + 1)[:-1].long()
     path.parent.mkdir(parents=True, exist_ok=True)
-    sheet([Image.fromarray(p) for p in pixels[:, chosen].flatten(0, 1).numpy()], columns).save(path)
+    picture = sheet([Image.fromarray(p) for p in pixels[:, chosen].flatten(0, 1).numpy()], columns)
+    write(path, lambda made: picture.save(made, format="PNG"))
 
 
 def export_state(state: TrainState, config: VideoTraining, out: Path, log: Path | None = None) -> Path:

@@ -21,8 +21,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from suite import temporary
 from suite.errors import ConfigError
-from suite.output import write
+from suite.output import write, write_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,9 +39,9 @@ MIB = 2**20
 @cache
 def of_this_process() -> Path:
     """The folder that is used when none is named; it is removed when the process ends."""
-    folder = tempfile.TemporaryDirectory(prefix="suite-store-")
-    atexit.register(folder.cleanup)
-    return Path(folder.name)
+    held = contextlib.ExitStack()
+    atexit.register(held.close)
+    return held.enter_context(temporary.place(Path(tempfile.gettempdir())))
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Store:
                 "written"
             ) from error
         store = Store(name, place, int(limit_mib * MIB))
-        with store._locked():
+        with store._unwritable(), store._locked():
             store._index()
         return store
 
@@ -101,7 +102,7 @@ class Store:
         """An entry that is whole, counted as used; None (and gone, with a warning) if it is damaged."""
         path = self.folder / stamp / f"{name}{SUFFIX}"
         tensors = self._read(path)
-        with self._locked():
+        with self._unwritable(), self._locked():
             index = self._index()
             row = index.get(f"{stamp}/{name}")
             if tensors is not None and row is not None:
@@ -112,7 +113,7 @@ class Store:
         return tensors
 
     def _drop(self, stamp: str, path: Path) -> None:
-        with self._locked():
+        with self._unwritable(), self._locked():
             index = self._index()
             self._vectors.pop(path, None)
             path.unlink(missing_ok=True)
@@ -142,18 +143,18 @@ class Store:
     # ---- writing -----------------------------------------------------------------------------------
 
     def put(self, stamp: str, name: str, saves: int, tensors: Mapping[str, Tensor]) -> bool:
-        """Keep an entry that saves so many steps, and drop what is worth least; False if it is there already."""
+        """Keep an entry that saves so many steps, and drop what is worth least; False if nothing was written."""
         from safetensors.torch import save_file
 
         path = self.folder / stamp / f"{name}{SUFFIX}"
-        with self._locked():
+        with self._unwritable(), self._locked():
             index = self._index()
             key = f"{stamp}/{name}"
             if key in index and path.exists():
                 return False
             path.parent.mkdir(exist_ok=True)
             kept = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-            write(path, lambda temporary: save_file(kept, temporary, _marks(path, kept)))
+            write(path, lambda made: save_file(kept, made, _marks(path, kept)))
             made = 1 + max((row["made"] for row in index.values()), default=0)
             index[key] = {"saves": saves, "uses": 1, "bytes": path.stat().st_size, "made": made}
             for worst in evicted(index, self.limit):
@@ -161,7 +162,8 @@ class Store:
                 self._vectors.pop(self.folder / f"{worst}{SUFFIX}", None)
                 del index[worst]
             self._write(index)
-        return True
+            return True
+        return False
 
     def held(self) -> int:
         """Bytes of all entries."""
@@ -177,6 +179,15 @@ class Store:
         self._vectors.clear()
 
     # ---- the index, under the lock -----------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _unwritable(self) -> Iterator[None]:
+        """A full disk costs what the store would have saved later, not the result of this run."""
+        try:
+            yield
+        except OSError as error:
+            what = f"{self.name}: the store {self.folder} could not be written; the result is not affected: {error}"
+            warnings.warn(what, stacklevel=4)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -229,12 +240,7 @@ class Store:
         return made
 
     def _write(self, index: Mapping[str, Any]) -> None:
-        text = json.dumps({"format": FORMAT, "entries": index}, indent=0)
-
-        def save(temporary: Path) -> None:
-            temporary.write_text(text, encoding="utf-8")
-
-        write(self.folder / INDEX, save)
+        write_text(self.folder / INDEX, json.dumps({"format": FORMAT, "entries": index}, indent=0))
 
 
 def _marks(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, str]:

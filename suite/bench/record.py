@@ -11,7 +11,7 @@ from typing import Any
 
 from suite.errors import ConfigError
 from suite.input_file import read_json
-from suite.output import write
+from suite.output import write, write_text
 
 FORMAT = 1
 
@@ -101,8 +101,7 @@ class Record:
 
     def save(self) -> None:
         """Write both files, each at once."""
-        text = json.dumps(self.to_dict(), indent=1) + "\n"
-        write(self.file, lambda temporary: _put(temporary, text))
+        write_text(self.file, json.dumps(self.to_dict(), indent=1) + "\n")
         write(self.beside(".csv"), self._csv)
 
     def _csv(self, file: Path) -> None:
@@ -112,10 +111,6 @@ class Record:
             writer = csv.DictWriter(stream, columns)
             writer.writeheader()
             writer.writerows(flat)
-
-
-def _put(file: Path, text: str) -> None:
-    file.write_text(text, encoding="utf-8")
 
 
 def _flat(row: Mapping[str, Any]) -> dict[str, Any]:

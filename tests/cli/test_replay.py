@@ -34,7 +34,7 @@ def report(**changes):
 
 def test_the_same_picture_bit_for_bit(suite, here, model, result):
     done = suite("replay", result, "--model", model)
-    assert (done.code, done.out) == (0, f"cat-001-replay.png is bit-identical to {result}\n")
+    assert (done.code, done.out) == (0, f"{result.with_name('cat-001-replay.png')} is bit-identical to {result}\n")
     assert done.err == ""
     with Image.open(result) as first, Image.open(here / "cat-001-replay.png") as second:
         assert first.tobytes() == second.tobytes()

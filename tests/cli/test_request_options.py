@@ -45,8 +45,8 @@ def test_bad_values_are_refused(suite, here, model, words, message):
 
 def test_files_beside_are_written_and_listed(suite, here, model):
     done = suite("fake", "apple", "--model", model, "--tone", "red", "--json")
-    assert done.json["files"] == ["apple.png", "apple-note.txt"]
-    assert (here / "apple-note.txt").read_text() == "red alone"
+    assert done.json["files"] == ["apple.png", "apple.png.note.txt"]
+    assert (here / "apple.png.note.txt").read_text() == "red alone"
 
 
 def test_replay_asks_for_the_same(suite, here, model):

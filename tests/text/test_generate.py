@@ -235,7 +235,7 @@ def test_a_saved_text_can_be_replayed(models, capsys, tmp_path, monkeypatch, fam
         assert line["suite"]["options"] == {"length": 20, "start": "a dog"}
     else:
         assert content.startswith("a dog") and content.count("\n") == 1
-        assert json.loads(Path("t.json").read_text())["text"] + "\n" == content
+        assert json.loads(Path("t.txt.json").read_text())["text"] + "\n" == content
     assert read(Path(name)).report["modality"] == "text"
     capsys.readouterr()
     assert main(["replay", name, "--model", model, "-o", f"again-{name}"]) == 0
@@ -260,10 +260,10 @@ def test_many_texts_share_a_jsonl_file(models, capsys, tmp_path, monkeypatch):
 
 def test_a_text_that_was_not_made_here(tmp_path):
     (tmp_path / "x.txt").write_text("hello\n")
-    with pytest.raises(ConfigError, match=r"x\.json beside it is lost"):
+    with pytest.raises(ConfigError, match=r"x\.txt\.json beside it is lost"):
         Text.read_metadata(tmp_path / "x.txt")
     (tmp_path / "x.jsonl").write_text('{"a": 1}\n')
-    with pytest.raises(ConfigError, match="no key 'suite'"):
+    with pytest.raises(ConfigError, match="no keys 'suite'"):
         Text.read_metadata(tmp_path / "x.jsonl")
 
 
@@ -350,3 +350,33 @@ def test_two_models_of_one_vocabulary_share_a_run(models, tmp_path):
         engine(models, "masked", compress=f"t-stitch:model={other}")
     with pytest.raises(ConfigError, match=r"its noise is|its family is"):
         engine(models, "masked", compress=f"t-stitch:model={models['continuous']}")
+
+
+def test_a_record_of_another_file_is_none_of_a_text(models, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("keep.json").write_text("precious")
+    asked = ["--model", str(models["masked"]), "--steps", "2", "--length", "20"]
+    assert main(["text", "dog (noun)", *asked, "-o", "keep.txt"]) == 0
+    assert Path("keep.json").read_text() == "precious" and Path("keep.txt.json").is_file()
+    Path("keep.txt.json").rename("keep.json")  # as earlier versions named it
+    assert read(Path("keep.txt")).report["prompts"] == ["dog (noun)"]
+    Path("keep.txt").write_text("another text\n")
+    with pytest.raises(ConfigError, match=r"keep\.txt\.json beside it is lost"):
+        Text.read_metadata(Path("keep.txt"))
+
+
+def test_a_joined_file_is_gone_on_with(models, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked = ["dog (noun)", "--num", "5", "--batch", "2", "--model", str(models["masked"]), "--steps", "2"]
+    asked = ["text", *asked, "--length", "20", "-o", "all.jsonl", "--json"]
+    assert main(asked) == 0
+    whole = Path("all.jsonl").read_text().splitlines()
+    Path("all.jsonl").write_text("\n".join(whole[:3]) + "\n")
+    capsys.readouterr()
+    assert main([*asked, "--resume"]) == 0
+    assert json.loads(capsys.readouterr().out)["skipped"] == ["all.jsonl"] * 3
+    resumed = [json.loads(line) for line in Path("all.jsonl").read_text().splitlines()]
+    assert [row["text"] for row in resumed] == [json.loads(line)["text"] for line in whole]
+    Path("all.jsonl").write_text(whole[0][:-20] + "\n")
+    assert main([*asked, "--resume"]) == 2
+    assert "no whole result" in json.loads(capsys.readouterr().out)["error"]

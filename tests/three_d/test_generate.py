@@ -65,8 +65,8 @@ def test_same_seed_same_mesh_alone_or_in_a_batch(engine, result):
 def test_files_carry_mesh_colours_and_metadata(result, tmp_path, suffix):
     written = result.save_one(0, tmp_path / f"apple{suffix}")
     names = {path.name for path in written}
-    assert {f"apple{suffix}", "apple.png", "apple-log.csv"} < names
-    assert names & {"apple.mp4", "apple.gif"}
+    assert {f"apple{suffix}", f"apple{suffix}.preview.png", f"apple{suffix}.log.csv"} < names
+    assert names & {f"apple{suffix}.turntable.mp4", f"apple{suffix}.turntable.gif"}
     loaded = trimesh.load(written[0], force="mesh")
     own = result.artifacts[0].mesh
     assert loaded.is_watertight and len(loaded.faces) == len(own.faces)
@@ -82,9 +82,9 @@ def test_files_carry_mesh_colours_and_metadata(result, tmp_path, suffix):
 def test_the_preview_shows_the_object_and_the_clip_turns(result, tmp_path):
     av = pytest.importorskip("av")
     result.save_one(0, tmp_path / "apple.glb")
-    with Image.open(tmp_path / "apple.png") as picture:
+    with Image.open(tmp_path / "apple.glb.preview.png") as picture:
         assert np.asarray(picture).std() > 5
-    with av.open(str(tmp_path / "apple.mp4")) as box:
+    with av.open(str(tmp_path / "apple.glb.turntable.mp4")) as box:
         frames = [f.to_ndarray(format="rgb24").astype(int) for f in box.decode(video=0)]
     assert len(frames) == len(result.artifacts[0].frames)
 
@@ -94,7 +94,7 @@ def test_without_pyav_the_clip_is_a_gif(result, tmp_path, monkeypatch):
 
     monkeypatch.setattr(pictures, "find_spec", lambda name: None)
     result.save_one(0, tmp_path / "apple.glb")
-    with Image.open(tmp_path / "apple.gif") as clip:
+    with Image.open(tmp_path / "apple.glb.turntable.gif") as clip:
         assert clip.n_frames == len(result.artifacts[0].frames)
 
 
@@ -114,10 +114,10 @@ def test_an_empty_field_says_so_and_keeps_preview_and_log(engine, result, tmp_pa
     request = engine.request(["nothing"], options=QUICK)
     solids = engine.modality.decode([Distilled(scene, [{"iteration": 0.0, "t": 0.5}])], request)
     empty = type(result)(solids, result.report, engine.modality)
-    with pytest.raises(EmptyError, match=r"stayed empty.*kept: .*none\.png.*none-log\.csv") as caught:
+    with pytest.raises(EmptyError, match=r"stayed empty.*kept: .*none\.glb\.preview\.png.*glb\.log\.csv") as caught:
         empty.save_one(0, tmp_path / "none.glb")
     assert caught.value.exit_code == 3
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["none-log.csv", "none.png"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["none.glb.log.csv", "none.glb.preview.png"]
 
 
 def test_vsd_learns_the_views_and_leaves_the_teacher_alone(engine):
@@ -228,7 +228,7 @@ def test_ctrl_c_saves_the_object_as_it_is_and_says_so(tmp_path, monkeypatch, cap
     assert main([*words, "--views", "1", "--refine", "0"]) == 130
     assert "stopped: 1 of 1 finished and stay" in capsys.readouterr().err
     assert trimesh.load(tmp_path / "apple.glb", force="mesh").is_watertight
-    assert len((tmp_path / "apple-log.csv").read_text().splitlines()) == 2  # the names, and one whole iteration
+    assert len((tmp_path / "apple.glb.log.csv").read_text().splitlines()) == 2  # the names, and one whole iteration
 
 
 @pytest.mark.parametrize("name", sorted(shipped()))

@@ -22,6 +22,7 @@ from torch import Tensor
 from suite.errors import ConfigError
 from suite.modalities.audio.metrics.musicnn import WEIGHTS
 from suite.modalities.shared.fetch import Archive, cache_dir, fetch, members
+from suite.output import write
 
 PACKAGE = Archive("pip", "musicnn", "0.1.0", "ISC", "f38a4890c648c1ddbb141c5d96d2b0a8cfcd36746002d896989f7b88beb65cfa")
 _FOLDER = "musicnn/MTT_musicnn/"
@@ -130,7 +131,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="file to write")
     given = parser.parse_args()
     files = {Path(name).name: content for name, content in members(fetch(PACKAGE, given.cache), f"^{_FOLDER}")}
-    save_file(convert(read_checkpoint(files[".index"], files[".data-00000-of-00001"])), given.out)
+    tensors = convert(read_checkpoint(files[".index"], files[".data-00000-of-00001"]))
+    write(given.out, lambda made: save_file(tensors, made))
     print(f"Wrote {given.out}")
 
 

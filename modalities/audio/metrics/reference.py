@@ -17,6 +17,7 @@ from torch import Tensor
 from suite.errors import ConfigError
 from suite.modalities.audio.metrics import embedding, musicnn
 from suite.modalities.shared.distances import frechet_distance, moments
+from suite.output import write
 
 FILE = Path(__file__).parent / "weights" / "reference.safetensors"
 
@@ -41,7 +42,8 @@ def save_reference(music: Tensor, speech: Tensor, path: Path) -> None:
     """Write the moments of features [N, 200] and [N, 96]: 0.2 MB."""
     names = ("music_mean", "music_covariance", "speech_mean", "speech_covariance")
     values = (*moments(music), *moments(speech))
-    save_file({name: value.float().contiguous() for name, value in zip(names, values, strict=True)}, path)
+    tensors = {name: value.float().contiguous() for name, value in zip(names, values, strict=True)}
+    write(path, lambda made: save_file(tensors, made))
 
 
 @lru_cache(maxsize=2)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from suite.errors import ConfigError
 from suite.modalities.image.metrics.features import WIDTH, features
 from suite.modalities.shared import text_encoder
+from suite.output import write
 
 HIDDEN = 512
 SHARED = 256
@@ -92,7 +93,8 @@ def sentence_embeddings(texts: Sequence[str]) -> Tensor:
 
 def save_head(head: Head, path: Path) -> None:
     """Write the head in float16: 2.2 MB."""
-    save_file({name: value.half().contiguous() for name, value in head.state_dict().items()}, path)
+    tensors = {name: value.half().contiguous() for name, value in head.state_dict().items()}
+    write(path, lambda made: save_file(tensors, made))
 
 
 @lru_cache(maxsize=4)

@@ -25,6 +25,7 @@ from suite.modalities.shared.distances import (
     kernel_distance,
     moments,
 )
+from suite.output import write
 
 AXES = 256
 """Principal axes kept. With fewer pictures than the 1280 channels a full covariance has no full rank."""
@@ -66,7 +67,7 @@ def save_reference(reference: Reference, path: Path) -> None:
         "basis": reference.projection.basis.half().contiguous(),
         "coordinates": reference.coordinates.half().contiguous(),
     }
-    save_file(tensors, path)
+    write(path, lambda made: save_file(tensors, made))
 
 
 @lru_cache(maxsize=4)

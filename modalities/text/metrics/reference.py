@@ -20,6 +20,7 @@ from torch import Tensor
 
 from suite.errors import ConfigError
 from suite.modalities.text.metrics.features import features
+from suite.output import write, write_text
 
 FOLDER = Path(__file__).parent / "weights"
 SHARES = {"definition": 0.65, "sentence": 0.1, "novel": 0.07, "speech": 0.18}
@@ -80,8 +81,8 @@ def make(data: Path, folder: Path = FOLDER, count: int = COUNT) -> Path:
             lines.append({"text": decode(texts.tokens, texts.offsets, k), "prompt": prompt, "kind": name})
     folder.mkdir(parents=True, exist_ok=True)
     rows = features([line["text"] for line in lines])
-    (folder / "real.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    save_file({"features": rows.half().contiguous()}, folder / "real.safetensors")
+    write_text(folder / "real.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    write(folder / "real.safetensors", lambda made: save_file({"features": rows.half().contiguous()}, made))
     return folder
 
 

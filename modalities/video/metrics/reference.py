@@ -21,6 +21,7 @@ from suite.errors import ConfigError
 from suite.modalities.image.metrics import reference as pictures
 from suite.modalities.shared.distances import Projection
 from suite.modalities.video.metrics.motion import features, motion
+from suite.output import write
 
 AXES = 128
 """Principal axes kept of each kind of feature."""
@@ -54,7 +55,7 @@ def save_reference(reference: Reference, path: Path) -> None:
         tensors[f"{kind}.mean"] = one.projection.mean.float().contiguous()
         tensors[f"{kind}.basis"] = one.projection.basis.half().contiguous()
         tensors[f"{kind}.coordinates"] = one.coordinates.half().contiguous()
-    save_file(tensors, path)
+    write(path, lambda made: save_file(tensors, made))
 
 
 @lru_cache(maxsize=4)
