@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -31,12 +32,22 @@ def repeatable(device: torch.device) -> Iterator[None]:
         memory.fill_uninitialized_memory = filling
 
 
+def generator(seed: int, stream: str = "sample") -> torch.Generator:
+    """The random numbers of a seed, on the CPU; each `stream` (at most 16 letters) has numbers of its own.
+
+    PyTorch's generator takes the low 32 bits of its seed only, and begins from them as they are. So the seed is hashed
+    first: seeds 2^32 apart differ, none is special, and streams of one seed have nothing in common.
+    """
+    mixed = hashlib.blake2b(str(seed).encode(), digest_size=8, person=stream.encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(mixed, "little"))
+
+
 class SampleRng:
     """Independent streams, one a row of the batch; drawn on the CPU so that every device gets the same numbers."""
 
     def __init__(self, seeds: Sequence[int]) -> None:
         self.seeds = tuple(seeds)
-        self._generators = [torch.Generator().manual_seed(s) for s in self.seeds]
+        self._generators = [generator(seed) for seed in self.seeds]
 
     @property
     def generators(self) -> list[torch.Generator]:

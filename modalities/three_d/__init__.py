@@ -110,10 +110,11 @@ class ThreeD(Modality):
         from suite.modalities.three_d.field import Field
         from suite.modalities.three_d.raster import require
         from suite.modalities.three_d.scene import FieldScene
+        from suite.rng import generator
 
         if request.options["refine-shape"]:
             require("--refine-shape")
-        field = Field(generator=torch.Generator().manual_seed(seed)).to(self.device)
+        field = Field(generator=generator(seed, "field")).to(self.device)
         one = Request((request.prompts[index],), request.negative, request.options)
         size, count = self._image.shape[-1], int(request.options["views"] or 1)
         return FieldScene(field, self._image.encode(one), size, count, self.told)
