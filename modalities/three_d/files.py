@@ -1,4 +1,7 @@
-"""GLB, OBJ and PLY files that carry the run's metadata where each format lets a program put it."""
+"""GLB, OBJ and PLY files that carry the run's metadata where each format lets a program put it.
+
+Vertex colours of OBJ and PLY are sRGB, as the programs that read them take them; those of GLB are linear (`glb`).
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,10 @@ def write(mesh: Trimesh, path: Path, metadata: Mapping[str, Any]) -> None:
     """One file, by its ending. Metadata: GLB asset.extras, a comment in the other two."""
     text = json.dumps(metadata)
     if path.suffix.lower() == ".glb":
-        path.write_bytes(_glb(mesh, metadata))
+        from suite.modalities.three_d.colours import vertex_colours
+        from suite.modalities.three_d.glb import binary
+
+        path.write_bytes(binary(mesh, vertex_colours(mesh), {KEY: metadata}))
     elif path.suffix.lower() == ".ply":
         from trimesh.exchange.ply import export_ply
 
@@ -46,16 +52,6 @@ def read_metadata(path: Path) -> Mapping[str, Any]:
     if found is None:
         raise ConfigError(f"{path} was not made by this suite: it has no metadata {KEY!r}")
     return found
-
-
-def _glb(mesh: Trimesh, metadata: Mapping[str, Any]) -> bytes:
-    import trimesh
-    from trimesh.exchange.gltf import export_glb
-
-    def tell(tree: dict[str, Any]) -> None:
-        tree["asset"]["extras"] = {KEY: metadata}
-
-    return export_glb(trimesh.Scene({"object": mesh}), include_normals=True, tree_postprocessor=tell)
 
 
 def _glb_extras(path: Path) -> str | None:

@@ -6,16 +6,16 @@ import math
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from suite.modalities.three_d.camera import Cameras, ring
+from suite.modalities.three_d.colours import vertex_colours
 from suite.modalities.three_d.field import Field
 from suite.modalities.three_d.raster import rasterise
 
@@ -40,12 +40,6 @@ def render(mesh: Trimesh, cameras: Cameras, size: int, oversample: int = 2) -> T
     hit = face >= 0
     page[hit] = (colours[faces[face[hit]]] * weights[hit][..., None]).sum(1)
     return F.avg_pool2d(page.permute(0, 3, 1, 2), oversample)
-
-
-def vertex_colours(mesh: Trimesh) -> NDArray[np.uint8]:
-    """[V, 3]."""
-    colours: Any = mesh.visual
-    return np.asarray(colours.vertex_colors)[:, :3]
 
 
 def preview(mesh: Trimesh) -> Image.Image:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from suite.modalities.three_d.camera import HIGH, LOW, Cameras
+from suite.modalities.three_d.colours import vertex_colours
 from suite.modalities.three_d.field import Field
-from suite.modalities.three_d.pictures import vertex_colours
 from suite.modalities.three_d.raster import rasterise
 
 if TYPE_CHECKING:
