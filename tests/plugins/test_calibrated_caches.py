@@ -415,7 +415,7 @@ def test_a_bad_file_is_refused(files: dict[str, str], change: dict[str, Any], sa
 def test_an_unreadable_or_absent_file(tmp_path: Path, files: dict[str, str]) -> None:
     network = Setup("pixart").network
     (tmp_path / "x.json").write_bytes(b"\xff\xfe")
-    for file, said in ((str(tmp_path / "x.json"), "is not JSON"), ("nowhere.json", r"no calibration 'nowhere.json'")):
+    for file, said in ((str(tmp_path / "x.json"), "is not UTF-8"), ("nowhere.json", r"no calibration 'nowhere.json'")):
         with pytest.raises(ConfigError, match=said):
             TeaCache(file=file).cache(network, a_run(steps=8))
     with pytest.raises(ConfigError, match=r"needs a calibration for oracle, 8 steps.*suite cache calibrate teacache"):
