@@ -23,6 +23,8 @@ if TYPE_CHECKING:  # the file endings are checked before torch is loaded
 
 NETWORK = "transformer"
 VOCODER = "vocoder"
+LISTENED = 3.0
+"""Seconds that are read of a file to begin with: all that the models make, and what a filter looks ahead."""
 SILENCE = 1e-3
 """Peak below which a sound is silence: -60 dB of full scale."""
 
@@ -119,13 +121,15 @@ class Audio(Modality):
 
     @classmethod
     def read(cls, path: Path) -> Sound:
-        """A sound file as mono."""
-        from suite.modalities.audio.files import read
+        """The beginning of a sound file as mono, clipped at full scale as a player does."""
+        import numpy as np
 
-        sound = read(path)
+        from suite.modalities.audio.files import Sound, read
+
+        sound = read(path, LISTENED)
         if not len(sound.samples):
             raise ConfigError(f"{path} holds no sound: it has 0 samples")
-        return sound
+        return Sound(np.clip(sound.samples, -1, 1), sound.rate)
 
     def to_x0(self, content: Sound, request: Request) -> Tensor:
         """[1, C, H, W]: the first 2.048 s at 16 kHz, silence after a shorter sound, as a folded log-mel picture."""

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,10 @@ except (ImportError, OSError) as missing:  # OSError: the package is here, the l
     ) from missing
 
 SUFFIXES = (".wav", ".flac", ".mp3")
+SLOWEST = 100
+"""Samples a second that a sound has at least."""
+MOST_PHASES = 640
+"""Of the filter that changes rates; 640 makes 16 kHz of 11.025 kHz and of each multiple of it exactly."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,12 +73,22 @@ def write(sound: Sound, path: Path, metadata: Mapping[str, Any]) -> None:
         add_comment(path, text)
 
 
-def read(path: Path) -> Sound:
-    """A sound file as mono. Raises ConfigError when it cannot be read."""
+def read(path: Path, seconds: float | None = None) -> Sound:
+    """A sound file, or its first `seconds`, as mono: the mean of all channels, integers of any width over full scale.
+
+    Raises:
+        ConfigError: it cannot be read, or has samples that are no numbers.
+    """
     try:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        with soundfile.SoundFile(path) as stream:
+            rate = stream.samplerate
+            count = -1 if seconds is None else math.ceil(seconds * rate)
+            samples = stream.read(count, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, OSError) as error:
         raise ConfigError(f"{path} is not a readable sound file: {error}") from error
+    if not (finite := np.isfinite(samples)).all():
+        count, first = int((~finite).sum()), int((~finite).any(1).argmax())
+        raise ConfigError(f"{path} has {count} samples that are no numbers, the first at {first / rate:g} s")
     return Sound(samples.mean(1), rate)
 
 
@@ -102,9 +117,12 @@ def at_rate(sound: Sound, rate: int) -> Sound:
     import torch
     from torchaudio.functional import resample
 
-    # A filter has as many phases as the two rates have no divisor in common: odd rates go to the nearest 100 Hz.
-    given = sound.rate if math.gcd(sound.rate, rate) >= 25 else max(100, round(sound.rate, -2))
-    return Sound(resample(torch.from_numpy(np.ascontiguousarray(sound.samples)), given, rate).numpy(), rate)
+    if sound.rate < SLOWEST:
+        raise ConfigError(f"a sound of {sound.rate} samples a second holds nothing to hear; expected {SLOWEST} or more")
+    # A filter has as many phases as the denominator: odd rates go to a ratio that is off by 1 in 5,000 at most.
+    ratio = Fraction(sound.rate, rate).limit_denominator(MOST_PHASES)
+    samples = torch.from_numpy(np.ascontiguousarray(sound.samples))
+    return Sound(resample(samples, ratio.numerator, ratio.denominator).numpy(), rate)
 
 
 def as_tensor(sounds: Sequence[Sound]) -> Tensor:

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from PIL import Image as Pictures
-from PIL import ImageOps, UnidentifiedImageError
+from PIL import ImageOps
 from PIL.PngImagePlugin import PngImageFile, PngInfo
 
 from suite.errors import ConfigError
@@ -92,13 +92,12 @@ class Image(Modality):
 
     @classmethod
     def read(cls, path: Path) -> Pictures.Image:
-        """A picture as RGB; what shows through it is white, and of several frames the first counts."""
-        try:
-            with Pictures.open(path) as picture:
-                layers = picture.convert("RGBA")
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Pictures.DecompressionBombError) as error:
-            raise ConfigError(f"{path} is not a readable picture: {error}") from error
-        return Pictures.alpha_composite(Pictures.new("RGBA", layers.size, "white"), layers).convert("RGB")
+        """A picture as RGB, as a viewer shows it; see `shared.pictures`. What shows through it is white, and of several
+        frames the first counts."""
+        from suite.modalities.shared.pictures import as_seen, on_white, opened
+
+        with opened(path) as picture:
+            return on_white(as_seen(picture))
 
     def to_x0(self, content: Pictures.Image, request: Request) -> Tensor:
         """[1, 3, H, W] in [-1, 1]: the middle of the picture, as large as its shape allows, in the model's size."""
@@ -112,12 +111,11 @@ class Image(Modality):
     @classmethod
     def read_metadata(cls, path: Path) -> Mapping[str, Any]:
         """The metadata of a PNG that `save` wrote."""
-        try:
-            with Pictures.open(path) as picture:
-                picture.load()
-                text = picture.text.get(KEY) if isinstance(picture, PngImageFile) else None
-        except (UnidentifiedImageError, OSError, SyntaxError) as error:
-            raise ConfigError(f"{path} is not a readable picture: {error}") from error
+        from suite.modalities.shared.pictures import opened
+
+        with opened(path) as picture:
+            picture.load()
+            text = picture.text.get(KEY) if isinstance(picture, PngImageFile) else None
         if text is None:
             raise ConfigError(f"{path} was not made by this suite: it has no PNG text chunk {KEY!r}")
         return json.loads(text)

@@ -12,13 +12,12 @@ from suite.modality import Modality
 from suite.request import RequestOption
 
 if TYPE_CHECKING:  # the file endings are checked before torch is loaded
-    import numpy as np
     import torch
-    from numpy.typing import NDArray
     from torch import Tensor, nn
 
     from suite.denoiser import Cond
     from suite.modalities.video.files import Clip
+    from suite.modalities.video.reading import Shown
     from suite.models import ModelFolder
     from suite.request import Request
     from suite.rng import SampleRng
@@ -109,21 +108,21 @@ class Video(Modality):
         ]
 
     @classmethod
-    def read(cls, path: Path) -> NDArray[np.uint8]:
-        """RGBA frames [F, H, W, 4]: colour laid on white, and opacity, full where the file knows none."""
-        from suite.modalities.video.files import on_white, read_frames
+    def read(cls, path: Path) -> Shown:
+        """A clip as a player shows it: colour laid on white, and opacity, full where the file knows none."""
+        from suite.modalities.video.reading import shown
 
-        return on_white(read_frames(path))
+        return shown(path)
 
-    def to_x0(self, content: NDArray[np.uint8], request: Request) -> Tensor:
-        """Coordinates [1, C, T, H, W]: frames spread evenly over the loop, their middle in the model's size."""
+    def to_x0(self, content: Shown, request: Request) -> Tensor:
+        """Coordinates [1, C, T, H, W]: moments spread evenly over the loop, their middle in the model's size."""
         import torch
 
         from suite.modalities.video.files import fitted
         from suite.modalities.video.tubes import apart, to_tubes
 
         _, frames, height, width = self.clip
-        pictures = torch.from_numpy(fitted(content, frames, (width, height)))
+        pictures = torch.from_numpy(fitted(content.evenly(frames), (width, height)))
         clip = pictures.permute(3, 0, 1, 2)[None].float() / 127.5 - 1
         return apart(to_tubes(clip, self.tube, self.gain), self.shared)
 

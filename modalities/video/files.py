@@ -95,7 +95,7 @@ def read_metadata(path: Path) -> Mapping[str, Any]:
     suffix = path.suffix.lower()
     try:
         if suffix == ".mp4":
-            with _av().open(str(path)) as box:
+            with pyav().open(str(path)) as box:
                 text = box.metadata.get("comment")
         elif suffix == ".frames":
             record = path / RECORD
@@ -116,7 +116,7 @@ def read_metadata(path: Path) -> Mapping[str, Any]:
 
 def digest(path: Path) -> str:
     """sha256 of the frames that an MP4 file was encoded from; empty if it says none."""
-    with _av().open(str(path)) as box:
+    with pyav().open(str(path)) as box:
         return str(json.loads(box.metadata.get("comment") or "{}").get(DIGEST, ""))
 
 
@@ -140,7 +140,7 @@ def read_frames(path: Path) -> NDArray[np.uint8]:
     suffix = path.suffix.lower()
     try:
         if suffix == ".mp4":
-            with _av().open(str(path)) as box:
+            with pyav().open(str(path)) as box:
                 return np.stack([frame.to_ndarray(format="rgb24") for frame in box.decode(video=0)])
         if suffix == ".frames":
             pictures = [Image.open(file) for file in sorted(path.glob("*.png"))]
@@ -160,9 +160,8 @@ def on_white(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.concatenate([colour, frames[..., 3:]], -1)
 
 
-def fitted(frames: NDArray[np.uint8], count: int, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """`count` of the RGBA frames, evenly over their loop, the middle of each in (width, height)."""
-    chosen = frames[np.arange(count) * len(frames) // count]
+def fitted(chosen: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """The middle of each of the RGBA frames in (width, height)."""
     if chosen.shape[1:3] == (size[1], size[0]):
         return chosen.copy()
 
@@ -182,7 +181,7 @@ def _animate(pictures: list[Image.Image], clip: Clip, path: Path, **options: Any
 
 
 def _save_mp4(clip: Clip, path: Path, text: str) -> None:
-    av = _av()
+    av = pyav()
     height, width = clip.colour.shape[1:3]
     with av.open(str(path), "w", format="mp4") as box:
         box.metadata["comment"] = text
@@ -199,7 +198,8 @@ def _save_mp4(clip: Clip, path: Path, text: str) -> None:
         box.mux(stream.encode())
 
 
-def _av() -> Any:
+def pyav() -> Any:
+    """PyAV. Raises ConfigError when it is not installed."""
     try:
         import av
     except ImportError:
@@ -211,6 +211,6 @@ def _av() -> Any:
 
 def _h264() -> str:
     """The H.264 encoder. Raises ConfigError when there is none."""
-    if "libx264" not in _av().codecs_available:
+    if "libx264" not in pyav().codecs_available:
         raise ConfigError("This PyAV has no H.264 encoder (libx264): use .webp or .gif, or install PyAV's own wheel")
     return "libx264"

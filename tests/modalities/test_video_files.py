@@ -145,7 +145,7 @@ def test_missing_encoder_is_said_before_any_work(monkeypatch: pytest.MonkeyPatch
 
     check_suffix(".mp4")
     check_suffix(".gif")
-    monkeypatch.setattr(files, "_av", lambda: NoEncoder)
+    monkeypatch.setattr(files, "pyav", lambda: NoEncoder)
     with pytest.raises(ConfigError, match=r"no H\.264 encoder"):
         Video.check_suffix(".mp4")
 

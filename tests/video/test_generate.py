@@ -130,7 +130,7 @@ def test_strength_0_is_the_clip_and_1_the_plain_run(plain, tmp_path, suffix):
     clip = plain.generate("a rocket", seed=9)
     file = tmp_path / f"clip{suffix}"
     clip.save(file)
-    given = plain.modality.read(file)
+    given = plain.modality.read(file).frames
     nothing = plain.generate(PROMPT, seed=5, init=plain.init(file, 0))
     got = nothing.artifacts[0]
     assert nothing.report.nfe == 0 and (got.opacity == clip.artifacts[0].opacity).all()
