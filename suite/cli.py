@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import os
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from suite import cli_generate, cli_list, cli_work
+from suite.cli_words import check_streams, discard, flush, guard
 from suite.discovery import MODALITIES, installed
-from suite.errors import SuiteError
+from suite.errors import OutputError, SuiteError
+from suite.printable import printable
 
 NAME = "suite"
 DISTRIBUTION = "efficient-diffusion-suite"
@@ -46,12 +50,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code: 0, 1 unexpected, 2 refused, 3 a plugin did nothing, 130 stopped."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        command = typer.main.get_command(application(words[0] if words else ""))
-        code = command.main(words or ["--help"], prog_name=NAME, standalone_mode=False)
-        sys.stdout.flush()
+        check_streams()
+        command: Any = typer.main.get_command(application(words[0] if words else ""))
+        guard(command)
+        code = command.main(words or ["--help"], prog_name=NAME, standalone_mode=False, obj=words)
+        flush()
         return code if isinstance(code, int) else 0
-    except BrokenPipeError:  # the reader left, as `head` does; the interpreter's own last flush must not fail again
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader left, as `head` does
+        discard()
         return 1
     except KeyboardInterrupt:
         return 130
@@ -123,13 +129,16 @@ def version(
 def refuse(error: Exception, as_json: bool) -> int:
     """Say in one message what went wrong; returns the exit code."""
     text, code = explain(error)
+    text = printable(text)
     if os.environ.get(DEBUG):
         traceback.print_exception(error)
-    if as_json:
-        print(json.dumps({"error": text}))
-    else:
-        rank = os.environ.get("RANK", "0")
-        print(f"error{f' (rank {rank})' if rank != '0' else ''}: {text}", file=sys.stderr)
+    rank = os.environ.get("RANK", "0")
+    with suppress(OSError):  # nobody reads
+        if as_json and rank == "0":
+            print(json.dumps({"error": text}))
+            flush()
+        else:
+            print(f"error{f' (rank {rank})' if rank != '0' else ''}: {text}", file=sys.stderr)
     return code
 
 
@@ -137,6 +146,8 @@ def explain(error: Exception) -> tuple[str, int]:
     """(message, exit code) of an error."""
     if isinstance(error, SuiteError):
         return str(error), error.exit_code
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and not error.filename:
+        return f"what was made cannot be written: {error.strerror}", OutputError.exit_code
     if hasattr(error, "format_message"):  # a usage error; its class differs between versions of Typer
         context = getattr(error, "ctx", None)
         where = f"; see `{context.command_path} --help`" if context else ""

@@ -17,6 +17,7 @@ import typer
 
 from suite import prompts as texts
 from suite.bench.record import Record
+from suite.bounds import MAX_BATCH, MAX_EVALUATIONS, MAX_STEPS, check_numbers
 from suite.cli_generate import PLUGIN, Device, Dtype, Model, RecipeName, Scale, _single, check_device
 from suite.cli_job import open_engine
 from suite.cli_list import table
@@ -27,6 +28,7 @@ from suite.manager import implemented_hooks, load
 from suite.output import check_folder
 from suite.plan import Plan, make_plan
 from suite.plugin import Plugin
+from suite.printable import short
 from suite.recipe import Named, Recipe
 from suite.report import versions
 
@@ -113,17 +115,14 @@ def request_of(
 ) -> Request:
     """Check what both benches are told, and that there is something to sample."""
     check_device(device)
-    for option, value in (("--samples", samples), ("--batch", batch)):
-        if value < 1:
-            raise ConfigError(f"{option} {value}: expected at least 1")
+    check_numbers(("--samples", samples, 1, texts.MAX_SAMPLES), ("--batch", batch, 1, MAX_BATCH))
     plan = make_plan(modality, recipe, overrides=base, model=model)
     cls = plan.modality.load()
     if cls.driver != "sample":
         raise ConfigError(f"{modality} draws its times at random: there are no steps to compare")
     asked = texts.read(prompt) if prompt is not None else list(cls.calibration_prompts)
-    texts.expand(asked, samples, seed)  # refuses empty prompts and seeds that no generator takes
-    prompts = tuple(asked[k % len(asked)] for k in range(samples))
-    return Request(modality, model, recipe, base, prompts, tuple(range(seed, seed + samples)), batch, device, metric)
+    prompts, seeds = texts.in_turn(asked, samples, seed)
+    return Request(modality, model, recipe, base, tuple(prompts), tuple(seeds), batch, device, metric)
 
 
 def numbers(text: str, option: str) -> tuple[int, ...]:
@@ -133,7 +132,7 @@ def numbers(text: str, option: str) -> tuple[int, ...]:
     except ValueError:
         values = []
     if not values or values[0] < 1 or values[-1] > 10_000:
-        raise ConfigError(f"{option} {text!r}: expected whole numbers from 1 to 10000, like 5,10,20")
+        raise ConfigError(f"{option} {short(text)}: expected whole numbers from 1 to 10000, like 5,10,20")
     return tuple(values)
 
 
@@ -241,6 +240,7 @@ def solvers(
 ) -> None:
     """Error of solvers and grids against many evaluations from the same noise, at equal numbers of evaluations."""
     budgets = numbers(evaluations, "--evaluations")
+    check_numbers(("--reference", reference, 1, MAX_EVALUATIONS))
     if reference < 2 * budgets[-1]:
         raise ConfigError(f"--reference {reference}: expected at least twice the most --evaluations, {budgets[-1]}")
     base = Recipe(steps=budgets[-1], guidance=guidance, dtype=dtype or "fp32", cache=NONE)
@@ -387,6 +387,7 @@ def caches(
 ) -> None:
     """What caches save and lose, beside the same solver with as many steps fewer as take the same time."""
     counts = numbers(steps, "--steps")
+    check_numbers(("--rounds", rounds, 0, MAX_STEPS))
     if rounds < (0 if metric else 1):
         raise ConfigError(f"--rounds {rounds}: expected at least 1, or 0 with --metric, which leaves times out")
     times, method = _single("schedule", schedule), _single("solver", solver)

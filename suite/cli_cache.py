@@ -13,10 +13,11 @@ import typer
 
 from suite import cache_file
 from suite import prompts as texts
+from suite.bounds import MAX_BATCH, MAX_STEPS, check_numbers
 from suite.cache_file import CacheFile
 from suite.cache_fit import CALIBRATIONS, CacheMethod, EngineProblem
 from suite.cli_cache_show import show
-from suite.cli_fit import check_file, check_least, method_of
+from suite.cli_fit import check_file, method_of
 from suite.cli_generate import Device, Dtype, Model, RecipeName, Scale, _single, check_device
 from suite.cli_job import open_engine
 from suite.cli_schedule import Batch, Prompts, Seed, progress
@@ -112,7 +113,10 @@ def calibrate(
     """Calibrate a cache to a model and a run; prints the file, which --cache METHOD:file=FILE uses."""
     named, built = method_of(method, CALIBRATIONS, CacheMethod)
     check_device(device)
-    check_least(("--steps", steps, 2), ("--samples", samples, 1), ("--check", checks, 1), ("--batch", batch, 1))
+    check_numbers(
+        ("--steps", steps, 2, MAX_STEPS), ("--samples", samples, 1, texts.MAX_SAMPLES),
+        ("--check", checks, 1, texts.MAX_SAMPLES), ("--batch", batch, 1, MAX_BATCH),
+    )  # fmt: skip
     wanted = from_options(
         steps=steps,
         guidance=guidance,
@@ -127,6 +131,7 @@ def calibrate(
     file = output or Path(default)
     check_file(file, cache_file.SUFFIX)
     asked = texts.read(prompt) if prompt is not None else list(plan.modality.load().calibration_prompts)
+    texts.in_turn(asked, samples + checks, seed)  # refuses what it refuses now, not after the model is loaded
     for warning in plan.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     content, numbers = Job(plan, built, named, file, asked, samples, checks, seed, batch, device).run()

@@ -33,17 +33,6 @@ def method_of(text: str, group: str, base: type[Method]) -> tuple[Named, Method]
     return Named(named.name, {key: getattr(built, key) for key in options_of(cls)}), built
 
 
-def check_least(*limits: tuple[str, int | None, int]) -> None:
-    """Refuse numbers below their least value: (option, value, least); None is allowed.
-
-    Raises:
-        ConfigError: one is.
-    """
-    for option, value, least in limits:
-        if value is not None and value < least:
-            raise ConfigError(f"{option} {value}: expected at least {least}")
-
-
 def check_file(file: Path, suffix: str) -> None:
     """Refuse a result that could not be written, before hours of work.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,11 +13,14 @@ from typing import Annotated, Any, Literal
 import typer
 
 from suite import prompts as texts
-from suite.cli_job import Job
+from suite.bounds import MAX_BATCH, check_numbers
+from suite.cli_job import Job, is_writer
 from suite.discovery import MODALITIES, installed
 from suite.errors import ConfigError, SuiteError
+from suite.launch import MAX_RANKS, start_ranks, to_start
 from suite.output import check_folder, check_report, next_number, place, taken, targets
 from suite.plan import Plan, make_plan
+from suite.printable import short
 from suite.recipe import Recipe, from_options
 from suite.request import RequestOption, resolve
 from suite.start import Init
@@ -25,7 +29,9 @@ DEVICE = re.compile(r"(cpu|mps|cuda(:\d+)?|xpu(:\d+)?)")
 PLUGIN = "NAME[:OPTION=VALUE,...]"
 METAVARS = {int: "N", float: "X", str: "TEXT", bool: None}
 
-Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="What to generate; @FILE takes a prompt a line.")]
+Prompt = Annotated[
+    str, typer.Argument(metavar="PROMPT", help="What to generate; @FILE takes a prompt a line, @@ is a plain @.")
+]
 Output = Annotated[
     Path | None,
     typer.Option(
@@ -38,9 +44,14 @@ Output = Annotated[
 ]
 Model = Annotated[str | None, typer.Option(metavar="NAME_OR_DIR", help="A shipped model or a model folder.")]
 Num = Annotated[int, typer.Option(metavar="N", help="Samples of each prompt.")]
-Seed = Annotated[int, typer.Option(metavar="S", help="Seed of the first sample; each further one adds 1.")]
+Seed = Annotated[str, typer.Option(metavar="S", help="Seed of the first sample, or `random`; each further one adds 1.")]
+HoldSeed = Annotated[bool, typer.Option("--hold-seed", help="Begin every prompt at the same seed.")]
 Steps = Annotated[int | None, typer.Option(metavar="N", help="Solver steps.")]
 Scale = Annotated[float | None, typer.Option("--guidance", metavar="G", help="Guidance scale; 1 means none.")]
+Interval = Annotated[
+    str | None,
+    typer.Option(metavar="LOW,HIGH", help="Times, 0 to 1, between which guidance acts; 1 is noise.  [default: 0,1]"),
+]
 Negative = Annotated[str, typer.Option(metavar="TEXT", help="What to keep away from.")]
 InitFile = Annotated[Path | None, typer.Option("--init", metavar="FILE", help="Begin with this file instead of noise.")]
 Strength = Annotated[
@@ -73,6 +84,7 @@ Device = Annotated[
     str | None, typer.Option(metavar="D", help="cpu, cuda, cuda:1, mps.  [default: a GPU if there is one]")
 ]
 Batch = Annotated[int, typer.Option(metavar="B", help="Samples generated at once.")]
+Launch = Annotated[int, typer.Option(metavar="N", help="Start N ranks on this machine; see --parallelize.")]
 Exact = Annotated[bool, typer.Option("--exact", help="Refuse plugins that change the result.")]
 AllowNoop = Annotated[bool, typer.Option("--allow-noop", help="Accept a plugin that finds nothing to do.")]
 ReportFile = Annotated[
@@ -101,13 +113,16 @@ def command(modality: str, with_options: bool = True) -> Callable[..., int]:
     declared = _declared(modality) if with_options else ()
 
     def generate(
+        context: typer.Context,
         prompt: Prompt,
         output: Output = None,
         model: Model = None,
         num: Num = 1,
-        seed: Seed = 0,
+        seed: Seed = "0",
+        hold_seed: HoldSeed = False,
         steps: Steps = None,
         guidance: Scale = None,
+        guidance_interval: Interval = None,
         negative: Negative = "",
         init: InitFile = None,
         strength: Strength = None,
@@ -121,6 +136,7 @@ def command(modality: str, with_options: bool = True) -> Callable[..., int]:
         dtype: Dtype = None,
         device: Device = None,
         batch: Batch = 8,
+        launch: Launch = 1,
         exact: Exact = False,
         allow_noop: AllowNoop = False,
         report: ReportFile = None,
@@ -131,9 +147,8 @@ def command(modality: str, with_options: bool = True) -> Callable[..., int]:
         as_json: Json = False,
         **asked: Any,
     ) -> int:
-        prompts, seeds = texts.expand(texts.read(prompt), num, seed)
-        if batch < 1:
-            raise ConfigError(f"--batch {batch}: expected at least 1")
+        prompts, seeds = texts.expand(texts.read(prompt), num, seed, hold_seed)
+        check_numbers(("--batch", batch, 1, MAX_BATCH), ("--launch", launch, 1, MAX_RANKS))
         check_device(device)
         if strength is not None and init is None:
             raise ConfigError(f"--strength {strength:g} is for --init FILE; add a file, or leave it out")
@@ -141,6 +156,7 @@ def command(modality: str, with_options: bool = True) -> Callable[..., int]:
         overrides = from_options(
             steps=steps,
             guidance=guidance,
+            guidance_interval=interval_of(guidance_interval),
             dtype=dtype,
             schedule=_single("schedule", schedule),
             solver=_single("solver", solver),
@@ -161,12 +177,31 @@ def command(modality: str, with_options: bool = True) -> Callable[..., int]:
         if resume and output is None:
             raise ConfigError("--resume needs -o: without it there is no telling which files are of this request")
         files = _files(plan, output, prompts, report, overwrite, resume)
+        if to_start(launch):
+            return start_ranks(plan, context.obj, launch, seeds[0])
+        if seed == texts.RANDOM and is_writer():
+            print(f"seed: {seeds[0]}", file=sys.stderr)
         fresh = not overwrite and not resume and output not in files
         how = (device, batch, report, macs, blocks, as_json, fresh, resume, overwrite)
         return Job(plan, prompts, seeds, files, negative, options, start, *how).run()
 
     generate.__doc__ = f"Generate {modality} from a prompt."
     return _with_flags(generate, declared)
+
+
+def interval_of(text: str | None) -> tuple[float, float] | None:
+    """Two times, as `--guidance-interval` takes them.
+
+    Raises:
+        ConfigError: it is no two numbers; whether they are times is the recipe's to say.
+    """
+    if text is None:
+        return None
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError:
+        raise ConfigError(f"--guidance-interval {short(text)}: expected two times like 0.2,0.8") from None
+    return low, high
 
 
 def _declared(modality: str) -> Sequence[RequestOption]:

@@ -15,7 +15,8 @@ import typer
 
 from suite import grid as grids
 from suite import prompts as texts
-from suite.cli_fit import check_file, check_least, method_of
+from suite.bounds import MAX_BATCH, MAX_EVALUATIONS, MAX_STEPS, check_numbers
+from suite.cli_fit import check_file, method_of
 from suite.cli_generate import Device, Dtype, Model, RecipeName, Scale, _single, check_device
 from suite.cli_job import open_engine
 from suite.discovery import installed
@@ -150,9 +151,10 @@ def optimize(
     """Fit a grid of times to a model and a solver; prints the file, which --schedule grid:file=FILE uses."""
     named, built = method_of(method, GRIDS, GridMethod)
     check_device(device)
-    check_least(
-        ("--steps", steps, 2), ("--samples", samples, 1), ("--check", checks, 0), ("--reference", reference, 2),
-        ("--batch", batch, 1),
+    check_numbers(
+        ("--steps", steps, 2, MAX_STEPS), ("--samples", samples, 1, texts.MAX_SAMPLES),
+        ("--check", checks, 0, texts.MAX_SAMPLES), ("--reference", reference, 2, MAX_EVALUATIONS),
+        ("--batch", batch, 1, MAX_BATCH),
     )  # fmt: skip
     wanted = from_options(steps=steps, guidance=guidance, dtype=dtype, solver=_single("solver", solver))
     plan = make_plan(modality, recipe, overrides=wanted, model=model, allow_noop=True)
@@ -162,6 +164,7 @@ def optimize(
     file = output or Path(f"{plan.folder.name}-{named.name}-{own}-{steps}{grids.SUFFIX}")
     check_file(file, grids.SUFFIX)
     asked = texts.read(prompt) if prompt is not None else list(plan.modality.load().calibration_prompts)
+    texts.in_turn(asked, samples + checks, seed)  # refuses what it refuses now, not after the model is loaded
     job = Job(plan, built, str(named), file, asked, samples, checks, reference, seed, batch, device)
     for warning in plan.warnings:
         print(f"warning: {warning}", file=sys.stderr)

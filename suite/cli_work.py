@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from suite.bounds import MAX_SIZE, check_numbers
 from suite.discovery import MODALITIES, find, installed
 from suite.errors import ConfigError, PluginError
 from suite.input_file import YAML, check, is_file
@@ -97,6 +99,7 @@ def doctor(as_json: Json = False) -> int:
 
 def prepare(modality: ModalityName, size: Size = None, cache: Cache = None) -> None:
     """Fetch and prepare the training data of a modality; prints where it is."""
+    check_numbers(("--size", size, 1, MAX_SIZE))
     function = _function(modality, "data", "prepare", "training data to prepare")
     options = {"size": size, "cache": cache}
     print(function(**{k: v for k, v in options.items() if v is not None}))
@@ -116,7 +119,7 @@ def train(
     if data is None or not is_file(data):
         got = "--data is missing" if data is None else f"no training data {data}"
         raise ConfigError(f"{got}; `suite data prepare {modality}` makes it and prints where it is")
-    if minutes is not None and not minutes > 0:
+    if minutes is not None and not (minutes > 0 and math.isfinite(minutes)):
         raise ConfigError(f"--minutes {minutes}: expected a number above 0")
     folder = out or Path(config.stem)
     check_folder(folder if folder.exists() else folder.parent)

@@ -390,7 +390,8 @@ class Engine:
         prompt: str | Sequence[str],
         *,
         num: int = 1,
-        seed: int = 0,
+        seed: int | str = 0,
+        hold_seed: bool = False,
         negative: str = "",
         options: Mapping[str, Value | None] | None = None,
         init: Init | None = None,
@@ -398,8 +399,9 @@ class Engine:
         count_macs: bool = False,
         watch_blocks: bool = False,
     ) -> Result:
-        """Generate one batch: `num` samples of each prompt, with seeds seed .. seed + num - 1.
+        """Generate one batch: `num` samples of each prompt; sample k of them all has seed + k.
 
+        With `hold_seed` every prompt begins at `seed` again. The seed `random` chooses one; the report says which.
         A sample depends on its prompt, its options and its seed only. `options` are those that the modality
         declares. `init` is a file to begin with, from `Engine.init`. `on_step` is called after each solver step.
         `count_macs` fills the report's `macs`, at the cost of its `seconds`, which then measure the counting.
@@ -411,7 +413,7 @@ class Engine:
             PluginError: a plugin failed.
         """
         items = [prompt] if isinstance(prompt, str) else list(prompt)
-        prompts, seeds = expand(items, num, seed)
+        prompts, seeds = expand(items, num, seed, hold_seed)
         return self.generate_batch(
             prompts,
             seeds,

@@ -49,7 +49,8 @@ class Plan:
         Raises:
             RuleError: a rule forbids it.
         """
-        findings = self.manager.enforce_rules(["negative-prompt"]) if negative else []
+        words = ["negative-prompt", *run_words(self.recipe, self.folder, self.modality.load().driver)]
+        findings = self.manager.enforce_rules(words) if negative else []
         return tuple(dict.fromkeys([*self.warnings, *(f.message for f in findings)]))
 
 

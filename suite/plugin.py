@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from suite.models import ModelFolder
     from suite.recipe import Recipe
 
+from suite.bounds import LARGEST
 from suite.errors import ConfigError
+from suite.printable import short
 
 #: The words a plugin may use in `effects`: what it reads, writes, needs and changes.
 EFFECT_WORDS: dict[str, str] = {
@@ -129,7 +131,7 @@ def build(cls: type, options: Mapping[str, Any], *, name: str) -> Any:
         try:
             values[field] = convert(raw, known[field][0])
         except ValueError as error:
-            raise ConfigError(f"plugin {name}: option {key}={raw!r}: {error}") from None
+            raise ConfigError(f"plugin {name}: option {key}={short(raw, 200)}: {error}") from None
     missing = [k for k, (_, default) in known.items() if default is dataclasses.MISSING and k not in values]
     if missing:
         raise ConfigError(f"plugin {name}: option {missing[0]!r} is required; write {name}:{missing[0]}=...")
@@ -201,10 +203,10 @@ def _number(raw: Any, kind: type[int] | type[float]) -> int | float:
         raise ValueError(expected)
     try:
         value = kind(raw)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(expected) from None
     if isinstance(raw, float) and raw != value:
         raise ValueError(expected)
-    if not math.isfinite(value):
-        raise ValueError(expected)
+    if not (math.isfinite(value) if isinstance(value, float) else abs(value) < LARGEST):
+        raise ValueError(f"{expected} below 2**63")
     return value

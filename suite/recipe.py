@@ -11,9 +11,11 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from suite.bounds import MAX_STEPS
 from suite.errors import ConfigError
 from suite.hookspecs import HOOKS
 from suite.input_file import read_yaml
+from suite.printable import short
 from suite.suggest import nearest
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -74,13 +76,15 @@ class Recipe:
     cache: tuple[Named, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.steps is not None and not (type(self.steps) is int and 1 <= self.steps <= 10_000):
-            raise ConfigError(f"steps = {self.steps!r}: expected a whole number from 1 to 10000")
+        if self.steps is not None and not (type(self.steps) is int and 1 <= self.steps <= MAX_STEPS):
+            raise ConfigError(f"steps = {short(self.steps)}: expected a whole number from 1 to {MAX_STEPS}")
         if self.dtype not in (None, "auto", "bf16", "fp32"):
             raise ConfigError(f"dtype = {self.dtype!r}: expected auto, bf16 or fp32")
         number = isinstance(self.guidance, int | float) and not isinstance(self.guidance, bool)
         if self.guidance is not None and not (number and 0 <= self.guidance <= 100):
-            raise ConfigError(f"guidance = {self.guidance!r}: expected a number from 0 to 100 (1 means none)")
+            raise ConfigError(f"guidance = {short(self.guidance)}: expected a number from 0 to 100 (1 means none)")
+        if self.guidance_interval is not None:
+            _check_interval(self.guidance_interval)
 
     def named(self) -> Iterator[tuple[str, Named]]:
         """(hook, plugin) in the host's order."""
@@ -153,10 +157,20 @@ class Recipe:
             try:
                 low, high = content["guidance_interval"]
                 content["guidance_interval"] = (float(low), float(high))
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 got = content["guidance_interval"]
-                raise ConfigError(f"recipe: guidance_interval = {got!r}: expected two times like [0.0, 1.0]") from None
+                raise ConfigError(
+                    f"recipe: guidance_interval = {short(got)}: expected two times like [0.0, 1.0]"
+                ) from None
         return Recipe(**content)
+
+
+def _check_interval(interval: tuple[float, float]) -> None:
+    low, high = interval
+    if not 0 <= low <= high <= 1:
+        raise ConfigError(
+            f"guidance_interval = {short(low)},{short(high)}: expected two times with 0 <= low <= high <= 1"
+        )
 
 
 def _string(key: str, value: Any) -> str:

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from suite.bounds import LARGEST
 from suite.errors import ConfigError
+from suite.printable import short
 from suite.suggest import nearest
 
 if TYPE_CHECKING:
@@ -42,13 +44,13 @@ class RequestOption:
         Raises:
             ConfigError: wrong type, out of range, or not one of the choices.
         """
-        if self.kind is float and type(value) is int:
+        if self.kind is float and type(value) is int and abs(value) < LARGEST:
             value = float(value)
         fits = type(value) is self.kind
         if fits and isinstance(value, int | float):
             fits = (self.low is None or value >= self.low) and (self.high is None or value <= self.high)
         if not fits or (self.choices and value not in self.choices):
-            raise ConfigError(f"--{self.name} {value!r}: expected {self._expected()}")
+            raise ConfigError(f"--{self.name} {short(value, 200)}: expected {self._expected()}")
         return value
 
     def _expected(self) -> str:

@@ -208,6 +208,14 @@ BOOK: tuple[Rule, ...] = (
         "library documentation",
     ),
     _rule(
+        "C24c",
+        ["negative-prompt", "unguided"],
+        Verdict.WARN,
+        "the negative prompt does nothing: it acts through guidance, and --guidance is 1; raise it if the model is "
+        "meant to be guided, or drop the negative prompt",
+        "by construction",
+    ),
+    _rule(
         "C25",
         ["ends-guidance", "branch-axis"],
         Verdict.FORBID,

@@ -130,11 +130,11 @@ class CFGParallel(Plugin):
         del network
         what = "evaluations moved to the other rank"
         if mesh.size == 1:
-            reason = "one process: start with torchrun --nproc-per-node 2"
+            reason = "one process: start it with --launch 2"
             return Wrap(report=lambda: WrapReport(0, what, {"world": 1, "bytes_gathered": 0}, reason))
         if mesh.size != RANKS:
             raise ConfigError(
-                f"cfg places two guidance branches on two ranks, got {mesh.size}; use torchrun --nproc-per-node 2"
+                f"cfg places two guidance branches on two ranks, got {mesh.size}; use --launch 2"
             )
         tally = _Tally()
 

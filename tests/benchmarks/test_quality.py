@@ -38,7 +38,7 @@ def test_quality():
     for name, recipe in CASES.items():
         engine = Engine.from_recipe(Recipe.from_dict(recipe) if isinstance(recipe, dict) else recipe, allow_noop=True)
         engine.generate("a red apple")
-        prompts, seeds = expand(PROMPTS, SEEDS, 0)
+        prompts, seeds = expand(PROMPTS, SEEDS, 0, hold=True)
         results = list(engine.stream(prompts, seeds, batch=8))
         pictures = as_tensor([p for r in results for p in r.artifacts])
         exact = pictures if exact is None else exact

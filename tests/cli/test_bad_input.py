@@ -33,7 +33,7 @@ REQUESTS = {
     "num 0": (["x", "--num", "0"], ["num = 0: expected at least 1"]),
     "negative seed": (["x", "--seed", "-1"], ["seed = -1"]),
     "large seed": (["x", "--seed", str(2**64)], ["seed = "]),
-    "batch 0": (["x", "--batch", "0"], ["--batch 0: expected at least 1"]),
+    "batch 0": (["x", "--batch", "0"], ["--batch 0: expected 1 to 10000"]),
     "steps 0": (["x", "--steps", "0"], ["steps = 0: expected a whole number from 1 to 10000"]),
     "steps in words": (["x", "--steps", "many"], ["--steps", "valid integer"]),
     "guidance out of range": (["x", "--guidance", "-2"], ["guidance = -2.0"]),

@@ -171,7 +171,7 @@ def test_what_is_no_file_or_no_json_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="suite schedule optimize"):
         grids.read("nowhere.json")
     (tmp_path / "g.json").write_bytes(b"\xff\x00")
-    with pytest.raises(ConfigError, match="is not JSON"):
+    with pytest.raises(ConfigError, match="is not UTF-8 text"):
         grids.read(str(tmp_path / "g.json"))
 
 

@@ -112,11 +112,11 @@ def test_required_and_absent_options() -> None:
 
 
 @given(
-    st.integers(),
+    st.integers(-(2**63) + 1, 2**63 - 1),
     st.floats(-1e300, 1.0, allow_nan=False),
     st.booleans(),
     st.lists(st.text("abc", min_size=1), min_size=1, max_size=3).map(tuple),
-    st.none() | st.integers(),
+    st.none() | st.integers(-(2**63) + 1, 2**63 - 1),
 )
 @settings(database=None, deadline=None, max_examples=100)
 def test_text_round_trip(count: int, rate: float, on: bool, parts: tuple[str, ...], limit: int | None) -> None:

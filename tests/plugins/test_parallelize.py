@@ -255,12 +255,12 @@ def test_one_process_is_told_how_to_start_two() -> None:
     assert wrap.denoiser is None
     report = tiny.generate(wrap=wrap).report
     assert isinstance(report, WrapReport)
-    assert report.did == 0 and report.reason == "one process: start with torchrun --nproc-per-node 2"
+    assert report.did == 0 and report.reason == "one process: start it with --launch 2"
 
 
 @pytest.mark.parametrize("size", [3, 4, 8])
 def test_other_sizes_are_refused(size: int) -> None:
-    with pytest.raises(ConfigError, match=f"two ranks, got {size}.*torchrun --nproc-per-node 2"):
+    with pytest.raises(ConfigError, match=f"two ranks, got {size}.*--launch 2"):
         wrapped(Tiny.build(), Mesh(0, size))
 
 
