@@ -10,6 +10,7 @@ import typer
 
 from suite import prompts as texts
 from suite.bench.record import Record
+from suite.bounds import MAX_BATCH, check_numbers
 from suite.cli_bench import Batch, Folder, Json, ModalityName, Prompts, Resume, finish, measuring
 from suite.cli_bench import Request as BenchRequest
 from suite.cli_generate import Device, Model, check_device
@@ -48,8 +49,7 @@ def quality(
         wanted = ()
     if not wanted or min(wanted) < 0 or max(wanted) > 10**9:
         raise ConfigError(f"--seeds {seeds!r}: expected whole numbers from 0, like 0,1,2")
-    if batch < 1 or (samples is not None and samples < 1):
-        raise ConfigError(f"--batch {batch}, --samples {samples}: expected at least 1")
+    check_numbers(("--batch", batch, 1, MAX_BATCH), ("--samples", samples, 1, texts.MAX_SAMPLES))
     check_device(device)
     check_folder(output)
     names = tuple(dict.fromkeys(recipe or ("fast", "quality", "reference")))
@@ -58,7 +58,7 @@ def quality(
     first = plans[names[0]]
     cls = first.modality.load()
     asked = texts.read(prompt) if prompt is not None else list(cls.benchmark_prompts())
-    texts.expand(asked, 1, 0)  # refuses empty prompts
+    texts.check(asked)
     prompts = [asked[k % len(asked)] for k in range(samples or len(asked))]
     facts: dict[str, Any] = {
         "modality": modality, "model": first.folder.name, "model_hash": first.folder.hash, "prompts": prompts,

@@ -133,9 +133,7 @@ class CFGParallel(Plugin):
             reason = "one process: start it with --launch 2"
             return Wrap(report=lambda: WrapReport(0, what, {"world": 1, "bytes_gathered": 0}, reason))
         if mesh.size != RANKS:
-            raise ConfigError(
-                f"cfg places two guidance branches on two ranks, got {mesh.size}; use --launch 2"
-            )
+            raise ConfigError(f"cfg places two guidance branches on two ranks, got {mesh.size}; use --launch 2")
         tally = _Tally()
 
         def report() -> WrapReport:
