@@ -51,7 +51,8 @@ class _Texts:
         def answer(text: Tensor, *args: Any, **kwargs: Any) -> Any:
             if args or kwargs:  # more than a projection of the text
                 return forward(text, *args, **kwargs)
-            texts = self.kept.setdefault((part, active_call().key), [])
+            # By the branch alone: the text itself is compared, whoever it travels with.
+            texts = self.kept.setdefault((part, active_call().branch), [])
             for before, output in texts:
                 if equal(text, before):
                     self.reused += 1
