@@ -22,6 +22,7 @@ from suite.cli_generate import Device, Dtype, Model, RecipeName, Scale, _single,
 from suite.cli_job import open_engine
 from suite.cli_schedule import Batch, Prompts, Seed, progress
 from suite.errors import ConfigError
+from suite.output import free
 from suite.plan import Plan, make_plan
 from suite.recipe import Named, from_options
 from suite.report import versions
@@ -128,7 +129,7 @@ def calibrate(
     _refuse(plan, named.name)
     assert plan.recipe.steps is not None
     default = f"{cache_file.default_name(named.name, plan.folder.name, plan.recipe.steps)}{cache_file.SUFFIX}"
-    file = output or Path(default)
+    file = output or free(Path(default))
     check_file(file, cache_file.SUFFIX)
     asked = texts.read(prompt) if prompt is not None else list(plan.modality.load().calibration_prompts)
     texts.in_turn(asked, samples + checks, seed)  # refuses what it refuses now, not after the model is loaded

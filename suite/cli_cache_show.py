@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
@@ -11,7 +12,7 @@ import typer
 
 from suite.errors import ConfigError
 from suite.input_file import read_json
-from suite.output import check_folder
+from suite.output import check_folder, check_names
 
 SUFFIXES = (".svg", ".png", ".pdf")
 #: By what share of a part's rows ran at a step, from none on.
@@ -38,9 +39,10 @@ def show(report: Report, output: Output = None, kind: Kinds = "", part: Pattern 
     if output is None:
         print("\n\n".join(text(t, p) for t, p in zip(titles, parts, strict=True)))
         return
-    if output.suffix not in SUFFIXES or output.is_dir():
+    if output.suffix not in SUFFIXES or os.path.isdir(output):
         raise ConfigError(f"-o {output}: expected a file that ends in {', '.join(SUFFIXES)}")
     check_folder(output.parent)
+    check_names([output])
     try:
         from suite.bench.blocks import draw
     except ImportError as error:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TypeVar
 
 from suite.discovery import find, installed
 from suite.errors import ConfigError, PluginError
-from suite.output import check_folder
+from suite.output import check_folder, check_names
 from suite.plugin import build, options_of
 from suite.recipe import Named
 
@@ -39,6 +40,7 @@ def check_file(file: Path, suffix: str) -> None:
     Raises:
         ConfigError: it ends in something else, is a folder, or lies in none.
     """
-    if file.suffix != suffix or file.is_dir():
+    if file.suffix != suffix or os.path.isdir(file):
         raise ConfigError(f"-o {file}: expected a file that ends in {suffix}")
     check_folder(file.parent)
+    check_names([file])

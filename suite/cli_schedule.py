@@ -22,6 +22,7 @@ from suite.cli_job import open_engine
 from suite.discovery import installed
 from suite.errors import ConfigError, PluginError
 from suite.grid_fit import GRIDS, Fitted, GridMethod, ModelProblem
+from suite.output import free
 from suite.plan import Plan, make_plan
 from suite.recipe import from_options
 from suite.report import versions
@@ -161,7 +162,7 @@ def optimize(
     _refuse(plan, built, named.name)
     assert plan.recipe.solver is not None
     own = "-".join(str(plan.recipe.solver).replace(":", "-").replace("=", "").replace("/", "_").split(","))
-    file = output or Path(f"{plan.folder.name}-{named.name}-{own}-{steps}{grids.SUFFIX}")
+    file = output or free(Path(f"{plan.folder.name}-{named.name}-{own}-{steps}{grids.SUFFIX}"))
     check_file(file, grids.SUFFIX)
     asked = texts.read(prompt) if prompt is not None else list(plan.modality.load().calibration_prompts)
     texts.in_turn(asked, samples + checks, seed)  # refuses what it refuses now, not after the model is loaded

@@ -18,7 +18,7 @@ from suite.bounds import MAX_SIZE, check_numbers
 from suite.discovery import MODALITIES, find, installed
 from suite.errors import ConfigError, PluginError
 from suite.input_file import YAML, check, is_file
-from suite.output import another, check_folder, place, taken, targets
+from suite.output import check_folder, check_names, free, place, targets
 
 if TYPE_CHECKING:
     from suite.modality import Modality
@@ -79,7 +79,7 @@ def _target(file: Path, output: Path | None, modality: type[Modality]) -> Path:
         while len(os.fsencode(short)) > 150:  # with its number, its ending and what lies beside it, it must be a name
             short = short[:-1]
         output = file.with_name(f"{short}-replay{file.suffix}")
-        output = another(output) if taken(output, modality.beside) else output
+        output = free(output, modality.beside)
     (target,) = targets(output, 1, modality.suffixes, beside=modality.beside)
     return target
 
@@ -122,7 +122,8 @@ def train(
     if minutes is not None and not (minutes > 0 and math.isfinite(minutes)):
         raise ConfigError(f"--minutes {minutes}: expected a number above 0")
     folder = out or Path(config.stem)
-    check_folder(folder if folder.exists() else folder.parent)
+    check_folder(folder if os.path.exists(folder) else folder.parent)
+    check_names([folder])
     function = _function(modality, "training", "train", "training code")
     print(function(config, data, folder, resume=resume, overrides=tuple(changes or ()), minutes=minutes))
 

@@ -91,6 +91,13 @@ def taken(file: Path, beside: Sequence[str] = ()) -> bool:
     return any(os.path.lexists(path) for path in (file, *(file.with_name(file.name + end) for end in beside)))
 
 
+def free(file: Path, beside: Sequence[str] = ()) -> Path:
+    """This name, or if it is taken with the next number after it."""
+    if not taken(file, beside):
+        return file
+    return file.with_name(f"{file.stem}-{max(1, next_number(file.parent, f'{file.stem}-')):03d}{file.suffix}")
+
+
 def another(file: Path) -> Path:
     """The next free name like this one: its number one more than the highest, or a number if it has none."""
     found = re.fullmatch(r"(.*?)(\d{3,9})", file.stem, re.DOTALL)

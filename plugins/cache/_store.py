@@ -167,8 +167,9 @@ class Store:
 
     def held(self) -> int:
         """Bytes of all entries."""
-        with self._locked():
+        with self._unwritable(), self._locked():
             return sum(row["bytes"] for row in self._index().values())
+        return 0
 
     def in_memory(self) -> int:
         """Bytes of the vectors that are kept for searching."""

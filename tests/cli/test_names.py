@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from suite.output import another
+from suite.output import another, free
 
 STAYS = "not of this run"
 
@@ -120,3 +120,27 @@ def test_another_name(tmp_path: Path, name: str, then: str):
     (tmp_path / "009.png").touch()
     (tmp_path / "a-009.glb.preview.png").touch()  # of a result that came out empty
     assert another(tmp_path / name).name == then
+
+
+def test_the_names_of_fitted_files_get_a_number_too(tmp_path: Path):
+    """With a dash in between: the number at their end is that of the steps."""
+    for name in ("grid-100.json", "grid-100-001.json", "grid-100-002.json"):
+        assert free(tmp_path / "grid-100.json").name == name
+        (tmp_path / name).touch()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("schedule", "optimize", "image", "--method", "dm", "--steps", 4, "-o", f"{'g' * 300}.json"),
+        ("cache", "calibrate", "magcache", "--steps", 4, "-o", f"{'c' * 300}.json"),
+        ("train", "image", "--config", "c.yaml", "--data", "d", "--out", "o" * 300),
+        ("bench", "quality", "image", "-o", "b" * 300),
+    ],
+)
+def test_no_command_stumbles_over_a_long_name(suite, here: Path, words):
+    (here / "c.yaml").write_text("a: 1")
+    (here / "d").write_text("")
+    done = suite(*words)
+    assert done.code == 2 and any(say in done.err for say in ("bytes long", "does not exist")), done.err
+    assert "Error" not in done.err and len(done.err) < 2000

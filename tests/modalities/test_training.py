@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import resource
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from suite.errors import ConfigError
+from suite.errors import ConfigError, OutputError
 from suite.modalities.image import training as image_training
 from suite.modalities.image.config import ImageTraining, read
 from suite.modalities.image.data import load
@@ -333,3 +334,26 @@ def test_export_refuses_what_half_precision_cannot_hold(tmp_path: Path):
     with pytest.raises(ConfigError, match="float16 cannot hold"):
         image_training.export({"w": torch.tensor([1e6])}, small(), tmp_path / "m")
     assert not (tmp_path / "m").exists()
+
+
+def test_a_full_disk_ends_a_run_with_the_cause_and_keeps_the_last_checkpoint(tmp_path):
+    run(tmp_path, replace(OPTIONS, steps=2))
+    kept = latest(tmp_path)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300, before[1]))
+    try:
+        with pytest.raises(OutputError, match="could not be written: ") as caught:
+            run(tmp_path, replace(OPTIONS, steps=6), resume=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.exit_code == 2 and latest(tmp_path) == kept
+    assert sorted(p.name for p in tmp_path.iterdir()) == [kept.name, "loss.csv"]
+    assert run(tmp_path, replace(OPTIONS, steps=6), resume=True).step == 6
+
+
+def test_a_log_that_was_cut_off_is_trimmed(tmp_path):
+    run(tmp_path, replace(OPTIONS, steps=2))
+    log = tmp_path / "loss.csv"
+    log.write_text(log.read_text() + "1")
+    run(tmp_path, replace(OPTIONS, steps=4), resume=True)
+    assert [row.split(",")[0] for row in log.read_text().split()] == ["step", "1", "2", "3", "4"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
 import warnings
@@ -442,3 +443,19 @@ def test_from_the_command_line(tmp_path: Path) -> None:
         [*command, f"nirvana:store={tmp_path}/file", "-o", str(tmp_path / "a.png")], capture_output=True, text=True
     )
     assert done.returncode == 2 and "cannot be used" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_a_full_disk_costs_the_store_and_not_the_result(held: bool, tmp_path: Path) -> None:
+    expected, _, _ = run(nirvana(tmp_path / "other"), (prompt(0),))
+    if held:  # then it is the index that cannot be written, to count a use
+        run(nirvana(tmp_path), (prompt(0),))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, before[1]))
+    try:
+        with pytest.warns(UserWarning, match="nirvana: the store .* could not be written; the result is not affected"):
+            out, _, _ = run(nirvana(tmp_path), (prompt(0),))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert torch.equal(out, expected)
+    assert not list(tmp_path.rglob(".suite-*"))
