@@ -93,7 +93,7 @@ def test_the_solvers_options_by_default_are_the_same_solver(suite, model):
         (("--method", "asy"), "unknown method 'asy'; did you mean"),
         (("--method", "ays:levels=2"), "expected 8 to 4096"),
         (("--method", "ays:level=9"), "unknown option 'level'"),
-        (("--steps", 1), "--steps 1: expected at least 2"),
+        (("--steps", 1), "--steps 1: expected 2 to 10000"),
         (("--samples", 0), "--samples 0"),
         (("--reference", 1), "--reference 1"),
         (("--check", -1), "--check -1"),
