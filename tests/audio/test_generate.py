@@ -51,7 +51,7 @@ def test_prompts_make_different_sounds_and_a_word_ends_in_silence(plain):
 
 def test_a_sample_does_not_depend_on_its_batch(plain):
     alone = plain.generate(PROMPT, seed=5)
-    together = plain.generate(["a cowbell", PROMPT], seed=5)
+    together = plain.generate(["a cowbell", PROMPT], seed=5, hold_seed=True)
     # Equal noise; matrix products of another size round differently, and Griffin-Lim lets phases drift a little.
     a, b = alone.artifacts[0].samples, together.artifacts[1].samples
     assert np.square(a - b).mean() < 1e-3 * np.square(a).mean()
