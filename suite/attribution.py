@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 from torch import nn
 
-from suite.errors import PluginError, SuiteError
+from suite.errors import PluginError, SuiteError, out_of_memory
 from suite.manager import Active, blame
 from suite.network import Network
 from suite.wrap import Wrap
+
+#: A wrap and whose it is; None is the host's own.
+Link = tuple[Active | None, Wrap | None]
 
 
 @contextmanager
@@ -22,6 +26,8 @@ def attributed(active: Active | None, hook: str, chain: Sequence[Active]) -> Ite
     except SuiteError:
         raise
     except Exception as error:
+        if out_of_memory(error):
+            raise
         culprit = active or blame(error, chain)
         if culprit is None:
             raise
@@ -46,15 +52,59 @@ def applied(active: Active, wrap: Wrap, network: Network) -> Network:
     return replace(network, module=module)
 
 
-def forwards(module: nn.Module) -> dict[str, int]:
-    """Which modules have a replaced forward, and by what."""
-    return {n: id(m.__dict__["forward"]) for n, m in module.named_modules() if "forward" in m.__dict__}
+@contextmanager
+def undone(module: nn.Module, chain: Sequence[Link], actives: Sequence[Active]) -> Iterator[None]:
+    """Undo the wraps that `chain` holds at the end, newest first; after that every forward is what it was before.
+
+    Also after an error or Ctrl-C, in a hook or in the middle of a run: the next run finds the network as the first did.
+
+    Raises:
+        PluginError: an undo failed, or left a forward behind; the others are undone, and the network is put back.
+    """
+    before = _forwards(module)
+    try:
+        yield
+    except BaseException as error:
+        failed = undo_all(chain, actives)
+        _put_back(before, module)
+        if isinstance(error, Exception) and failed and not isinstance(failed, Exception):
+            raise failed from error  # a Ctrl-C says more than what it came upon
+        raise
+    failed = undo_all(chain, actives)
+    changed = _put_back(before, module)
+    if failed:
+        raise failed
+    if changed:
+        names = ", ".join(active.entry.origin for active, _ in chain if active)
+        raise PluginError(f"after the run {changed[0] or 'the network'} was not put back; active caches: {names}")
 
 
-def check_restored(before: Mapping[str, int], module: nn.Module, caches: Sequence[Active]) -> None:
-    """Raises PluginError when a run has left a forward behind that was not there `before`, or taken one away."""
-    after = forwards(module)
-    if before != after:
-        changed = sorted(set(before.items()) ^ set(after.items()))[0][0]
-        names = ", ".join(a.entry.origin for a in caches)
-        raise PluginError(f"after the run {changed or 'the network'} was not put back; active caches: {names}")
+def undo_all(chain: Sequence[Link], actives: Sequence[Active]) -> BaseException | None:
+    """Undo every wrap, newest first, whatever the others do and through a Ctrl-C; the first failure, if any."""
+    failed: BaseException | None = None
+    for active, wrap in reversed(chain):
+        if not (wrap and wrap.undo):
+            continue
+        try:
+            with attributed(active, "undo", actives):
+                wrap.undo()
+        except BaseException as error:  # raised by the caller, when all are undone
+            failed = failed or error
+    return failed
+
+
+def _forwards(module: nn.Module) -> dict[nn.Module, Any]:
+    """The modules with a replaced forward, and what replaced it."""
+    return {m: m.__dict__["forward"] for m in module.modules() if "forward" in m.__dict__}
+
+
+def _put_back(before: Mapping[nn.Module, Any], module: nn.Module) -> list[str]:
+    """Make every forward what it was; the names of those that were not."""
+    changed = []
+    for name, part in module.named_modules():
+        if part.__dict__.get("forward") is not before.get(part):
+            changed.append(name)
+            part.__dict__.pop("forward", None)
+            if part in before:
+                part.__dict__["forward"] = before[part]
+    return changed

@@ -131,15 +131,15 @@ class EngineProblem:
 
         import torch
 
-        from suite.sampler import march
+        from suite.sampler import Progress, march
 
         parts = self._parts(held_out)
         steps = len(self.times) - 1
         for number, part in enumerate(parts):
             problem = self._problem(part, observe)
 
-            def on_step(step: int, done: int = number * steps) -> None:
-                self.on_call(title, done + step + 1, steps * len(parts))
+            def on_step(progress: Progress, done: int = number * steps) -> None:
+                self.on_call(title, done + progress.step + 1, steps * len(parts))
 
             with torch.inference_mode():
                 yield march(replace(problem, on_step=on_step))

@@ -18,10 +18,11 @@ import typer
 from suite import prompts as texts
 from suite.bench.record import Record
 from suite.bounds import MAX_BATCH, MAX_EVALUATIONS, MAX_STEPS, check_numbers
-from suite.cli_generate import PLUGIN, Device, Dtype, Model, RecipeName, Scale, _single, check_device
+from suite.cli_generate import PLUGIN, Device, Dtype, Model, RecipeName, Scale, _single
 from suite.cli_job import open_engine
 from suite.cli_list import table
 from suite.cli_schedule import progress
+from suite.device import check_device
 from suite.discovery import installed
 from suite.errors import ConfigError, SuiteError
 from suite.manager import implemented_hooks, load

@@ -18,9 +18,10 @@ from suite.cache_file import CacheFile
 from suite.cache_fit import CALIBRATIONS, CacheMethod, EngineProblem
 from suite.cli_cache_show import show
 from suite.cli_fit import check_file, method_of
-from suite.cli_generate import Device, Dtype, Model, RecipeName, Scale, _single, check_device
+from suite.cli_generate import Device, Dtype, Model, RecipeName, Scale, _single
 from suite.cli_job import open_engine
 from suite.cli_schedule import Batch, Prompts, Seed, progress
+from suite.device import check_device
 from suite.errors import ConfigError
 from suite.output import free
 from suite.plan import Plan, make_plan

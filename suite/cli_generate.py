@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ import typer
 from suite import prompts as texts
 from suite.bounds import MAX_BATCH, check_numbers
 from suite.cli_job import Job, is_writer
+from suite.device import check_device
 from suite.discovery import MODALITIES, installed
 from suite.errors import ConfigError, SuiteError
 from suite.launch import MAX_RANKS, start_ranks, to_start
@@ -25,7 +25,6 @@ from suite.recipe import Recipe, from_options
 from suite.request import RequestOption, resolve
 from suite.start import Init
 
-DEVICE = re.compile(r"(cpu|mps|cuda(:\d+)?|xpu(:\d+)?)")
 PLUGIN = "NAME[:OPTION=VALUE,...]"
 METAVARS = {int: "N", float: "X", str: "TEXT", bool: None}
 
@@ -270,9 +269,3 @@ def _files(
     if report is not None and os.path.realpath(report) in own:
         raise ConfigError(f"--report {report} is also a result's file, or lies beside one; give another name")
     return files
-
-
-def check_device(device: str | None) -> None:
-    """Refuse what is not a device's name; whether it is here is known only once torch is loaded."""
-    if device is not None and not DEVICE.fullmatch(device):
-        raise ConfigError(f"--device {device!r}: expected cpu, cuda, cuda:N or mps")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from suite.errors import ConfigError, EmptyError, SuiteError
+from suite.errors import ConfigError, EmptyError, SuiteError, out_of_memory
 from suite.output import write_text
 from suite.plan import Plan
 from suite.request import Request, resolve
@@ -33,16 +33,8 @@ def open_engine(plan: Plan, device: str | None) -> Engine:
     Raises:
         ConfigError: the device is not here; see also `Engine`.
     """
-    import torch
-
     from suite.engine import Engine
 
-    if device not in (None, "cpu"):
-        try:
-            torch.empty(1, device=device)
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ConfigError(f"--device {device} is not here: {reason}; try --device cpu") from error
     return Engine(plan, device)
 
 
@@ -149,7 +141,7 @@ class Job:
                 for start in range(0, len(self.prompts), self.batch):
                     self._one_batch(engine, start, on_step)
         except (MemoryError, RuntimeError) as error:
-            if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+            if out_of_memory(error):
                 raise ConfigError(f"not enough memory for --batch {self.batch}: take a smaller one") from error
             raise
         finally:

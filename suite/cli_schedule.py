@@ -17,8 +17,9 @@ from suite import grid as grids
 from suite import prompts as texts
 from suite.bounds import MAX_BATCH, MAX_EVALUATIONS, MAX_STEPS, check_numbers
 from suite.cli_fit import check_file, method_of
-from suite.cli_generate import Device, Dtype, Model, RecipeName, Scale, _single, check_device
+from suite.cli_generate import Device, Dtype, Model, RecipeName, Scale, _single
 from suite.cli_job import open_engine
+from suite.device import check_device
 from suite.discovery import installed
 from suite.errors import ConfigError, PluginError
 from suite.grid_fit import GRIDS, Fitted, GridMethod, ModelProblem

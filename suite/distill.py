@@ -32,6 +32,7 @@ from torch import Tensor
 from suite.call import Call
 from suite.distill_options import METHODS
 from suite.errors import ConfigError
+from suite.finite import check_state
 from suite.noise import NoiseSchedule
 from suite.rng import SampleRng, repeatable
 from suite.sampler import Problem, Sampler, march
@@ -129,7 +130,7 @@ class Distillation:
     first: int = 0
     target_steps: int = 1
     score: Score | None = None
-    on_step: Callable[[int], None] = field(default=lambda step: None)
+    on_step: Callable[[int], object] = field(default=lambda step: None)
     keep: Callable[[int], None] = field(default=lambda step: None)
 
 
@@ -198,6 +199,7 @@ def distill(problem: Distillation, log: list[dict[str, float]]) -> None:
 
     Raises:
         ConfigError: a method that is not there, or that lacks what it needs.
+        NumericsError: a gradient, or what was made of it, is not finite.
     """
     p = problem
     if p.method not in METHODS:
@@ -226,11 +228,13 @@ def distill(problem: Distillation, log: list[dict[str, float]]) -> None:
         p.representation.updated((index + 1) / p.iterations)
         penalty = float(views.penalty.detach()) if views.penalty is not None else 0.0
         residual = float(grad.square().mean().sqrt())
+        check_state({"the views' gradient": residual, "the penalty": penalty}, index, p.run.dtype)
         log.append(
             {"iteration": index, "t": float(t), "residual": residual, "penalty": penalty, **facts, **views.facts}
         )
         p.keep(index)
         p.on_step(index)
+    check_state(p.representation.state(), p.iterations - 1, p.run.dtype)
 
 
 def stream(seed: int, index: int) -> SampleRng:

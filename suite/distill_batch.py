@@ -16,6 +16,7 @@ from suite.denoiser import Counter, Denoiser, NetworkDenoiser
 from suite.distill import Distillation, Distilled, Representation, distill
 from suite.distill_options import iterations
 from suite.errors import ConfigError
+from suite.finite import check_tensors
 from suite.input_file import check
 from suite.lora import lora
 from suite.output import check_folder, write
@@ -53,7 +54,7 @@ class Lesson:
     another: Callable[[], Modality]
 
 
-def distill_batch(lesson: Lesson, counter: Counter, on_step: Callable[[int], None]) -> list[Distilled]:
+def distill_batch(lesson: Lesson, counter: Counter, on_step: Callable[[int], object]) -> list[Distilled]:
     """One representation a prompt, one after the other, so that a result does not depend on its batch.
 
     A Ctrl-C ends the sample at hand where it is and leaves out those that follow. `counter` gets evaluations a
@@ -149,6 +150,7 @@ class Checkpoint:
             with safe_open(self.file, "pt") as box:
                 facts = json.loads((box.metadata() or {})["distill"])
                 state = {name: box.get_tensor(name) for name in box.keys()}
+            check_tensors(state, self.file)
             count = int(facts.pop("iterations"))
         except (SafetensorError, OSError, KeyError, ValueError) as error:
             raise ConfigError(f"checkpoint {self.file} is damaged or is none ({error}); delete it") from error

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from copy import copy
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -18,16 +18,20 @@ import torch
 from torch import Tensor
 
 from suite.activity import Activity
-from suite.attribution import applied, attributed, check_restored, forwards
+from suite.ambient import put_aside
+from suite.arguments import prompts_of, seeds_of, text, whole
+from suite.attribution import Link, applied, attributed, undo_all, undone
 from suite.cache_memory import CacheMemory
 from suite.calibration import Calibration, Record
 from suite.call import Call
 from suite.denoiser import Cond, Counter, Denoiser, NetworkDenoiser
+from suite.device import resolve_device
 from suite.distill import Distilled
 from suite.distill_batch import Lesson, distill_batch
 from suite.encodings import Encodings
 from suite.errors import ConfigError, PluginError
 from suite.experts import Companion, Companions, companion_folder, switched
+from suite.finite import Watch, is_finite
 from suite.guidance import Guidance
 from suite.macs import counting
 from suite.manager import Active
@@ -37,7 +41,7 @@ from suite.network import Network
 from suite.noise import NoiseSchedule
 from suite.plan import Plan, make_plan
 from suite.precision import resolve_dtype
-from suite.prompts import expand
+from suite.prompts import MAX_SEED, RANDOM, expand
 from suite.recipe import Recipe
 from suite.report import PluginReport, RunReport, peak_memory, versions
 from suite.reporting import Clock, plugin_reports, started
@@ -45,37 +49,53 @@ from suite.request import Request, Value, resolve
 from suite.result import Result
 from suite.rng import SampleRng
 from suite.run import Run
-from suite.sampler import Problem, Sampler, march
+from suite.sampler import Problem, Progress, Sampler, march
 from suite.schedule import Schedule, check_timesteps
 from suite.solver import Solver
 from suite.start import Init, Start, begin, noised
+from suite.turn import Turn
 from suite.wrap import Wrap
+
+OnStep = Callable[[int], object] | Callable[[int, Progress], object]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class Engine:
-    """One loaded model with its plugins.
+    """One loaded model with its plugins. Use `Engine.from_recipe(...)`; `close()` or a `with` block ends it.
 
-    Use `Engine.from_recipe(...)`; `close()` (or a `with` block) undoes every wrap.
+    What it promises, in more words in docs/python.md:
+
+    - One run at a time: other threads wait, and get what they would get alone. A run from within a run is refused.
+    - After an error or Ctrl-C, wherever it came from, the engine is as good as a fresh one.
+    - What enters and what leaves is finite: weights, files, results; otherwise an error says where it was not.
+    - `no_grad`, `inference_mode`, autocast, default type and device of the caller make no difference, and are left as
+      they were; so is the global random state, of which nothing is drawn.
+    - A closed engine refuses to generate. An engine cannot be pickled; its `plan` and its results can.
     """
 
     def __init__(self, plan: Plan, device: str | None = None) -> None:
         started = time.perf_counter()
         self.plan = plan
         self.mesh = Mesh.current()
-        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = resolve_device(device)
         self.dtype = resolve_dtype(plan.recipe.dtype or "auto", self.device)
         # Until someone sets the number of threads, MKL may take fewer than that, as the machine's load has it, and
         # sums in another order: a replay, which sets it, could then differ from the first run of a process.
         torch.set_num_threads(torch.get_num_threads())
-        cls: type[Modality] = plan.modality.load()
-        self.modality = cls(plan.folder, self.device, DTYPES[self.dtype])
+        self._turn = Turn()
         self._stamp = stamp(plan, self.dtype)
         self._encoded = Encodings()
         self._loaded: list[tuple[Active, Wrap | None]] = []
-        self.network: Network = self.modality.network
-        self._open(self._run(self.request(("",)), (0,)))
+        with put_aside(self.device):
+            cls: type[Modality] = plan.modality.load()
+            self.modality = cls(plan.folder, self.device, DTYPES[self.dtype])
+            self.network: Network = self.modality.network
+            try:
+                self._open(self._run(self.request(("",)), (0,)))
+            except BaseException:
+                undo_all(self._loaded, plan.manager.active)
+                raise
         self._load_seconds = time.perf_counter() - started
 
     @classmethod
@@ -105,12 +125,30 @@ class Engine:
         self.close()
 
     def close(self) -> None:
-        """Undo parallelize and compress, newest first. The engine cannot be used afterwards."""
-        while self._loaded:
-            _, wrap = self._loaded.pop()
-            if wrap and wrap.undo:
-                wrap.undo()
-        self.network = self.modality.network
+        """Undo parallelize and compress, newest first, after the run at hand. Once more does nothing.
+
+        Raises:
+            PluginError: a plugin could not; the others have.
+        """
+        with self._turn.taken(closing=True):
+            self._turn.closed = True
+            loaded, self._loaded = self._loaded, []
+            failed = undo_all(loaded, self.plan.manager.active)
+            self.network = self.modality.network
+        if failed:
+            raise failed
+
+    def __getstate__(self) -> Any:
+        raise TypeError(
+            "an Engine holds a loaded model and cannot be copied or pickled; hand over its recipe, and make one there "
+            "with Engine.from_recipe(...)"
+        )
+
+    @contextmanager
+    def _busy(self) -> Iterator[None]:
+        """This thread's turn, with what the caller has set for tensors put aside."""
+        with self._turn.taken(), put_aside(self.device):
+            yield
 
     def under(self, plan: Plan) -> Engine:
         """The same loaded model under another plan, for tools that compare plans without loading each.
@@ -126,13 +164,15 @@ class Engine:
             dtype = resolve_dtype(p.recipe.dtype or "auto", self.device)
             return p.modality.name, p.folder.path, dtype, p.recipe.compress, p.recipe.parallelize
 
+        self._turn.check_open()
         if loaded(plan) != loaded(self.plan):
             raise ConfigError(
                 "a loaded model cannot go over to another modality, model, dtype, compressor or way to use ranks; "
                 "load it anew"
             )
-        other = copy(self)
-        other.plan = plan
+        other = object.__new__(Engine)
+        other.__dict__.update(self.__dict__)
+        other.plan, other._stamp = plan, stamp(plan, self.dtype)
         actives = [a for hook in ("compress", "parallelize") for a in plan.manager.of(hook)]
         other._loaded = [(active, wrap) for active, (_, wrap) in zip(actives, self._loaded, strict=True)]
         return other
@@ -151,10 +191,19 @@ class Engine:
         """The request of one batch.
 
         Raises:
-            ConfigError: an option that this modality has not, or a value that it does not take.
+            ConfigError: an option that this modality has not, a value that it does not take, or a file of another.
         """
+        if options is not None and not isinstance(options, Mapping):
+            raise ConfigError(f"options: expected a mapping of names to values, got {type(options).__name__}")
+        if init is not None and not isinstance(init, Init):
+            raise ConfigError(f"init: expected what engine.init(FILE) returns, got {type(init).__name__}")
+        if init and init.modality != type(self.modality).name:
+            raise ConfigError(
+                f"init {init.name} was read for the modality {init.modality}; this engine makes {self.modality.name}: "
+                "read it with engine.init(FILE)"
+            )
         values = resolve(self.modality.options, options, self.plan.modality.name)
-        return Request(tuple(prompts), negative, values, init)
+        return Request(tuple(prompts), text(negative, "negative"), values, init)
 
     def _run(self, request: Request, seeds: Sequence[int]) -> Run:
         recipe = self.plan.recipe
@@ -170,7 +219,7 @@ class Engine:
             guidance=recipe.guidance,
             guidance_interval=recipe.guidance_interval,
             world=self.mesh.size,
-            tokens=layout.tokens if (layout := self.network.layout) else 0,
+            tokens=self.modality.tokens(request),
             mode=self.modality.driver,
             facts=request.options,
             run_id=uuid.uuid4().hex,
@@ -213,27 +262,29 @@ class Engine:
                 self.inner = inner
 
             def denoise(self, x: Tensor, t: Tensor, cond: Cond, call: Call) -> Tensor:
-                records.append(Record(x.clone(), t.clone(), cond, call))
+                with torch.inference_mode(False):  # plugins may differentiate what they make of it
+                    kept = {n: v.clone() if isinstance(v, Tensor) else v for n, v in cond.items()}
+                    records.append(Record(x.clone(), t.clone(), kept, call))
                 return self.inner.denoise(x, t, cond, call)
 
         request = self.request(prompts)
         run = self._run(request, range(len(prompts)))
-        wraps, network = [Wrap(report=lambda: _unused(), denoiser=Recorder)], self.network
-        manager = self.plan.manager
-        try:
+        chain: list[Link] = [(None, Wrap(report=lambda: _unused(), denoiser=Recorder))]
+        network, manager, noise = self.network, self.plan.manager, self._noise(run)
+        with undone(network.module, chain, manager.active):
             for active in manager.of("cache"):
-                if "trajectory-store" in active.plugin.effects:
-                    continue
-                with attributed(active, "cache", manager.active):
-                    if wrap := manager.cache(network, run, active):
-                        wraps.append(wrap)
-                        network = applied(active, wrap, network) if wrap.network else network
-            self._sample(run, request, self.modality.encode(request), wraps, Counter(), lambda step: None, network)
-        finally:
-            for wrap in reversed(wraps):
-                if wrap.undo:
-                    wrap.undo()
+                if "trajectory-store" not in active.plugin.effects:
+                    network = self._install(active, run, network, noise, chain)
+            wraps = [wrap for _, wrap in chain if wrap]
+            self._sample(run, request, self.modality.encode(request), wraps, Counter(), lambda p: None, network)
         return records
+
+    def _install(self, active: Active, run: Run, network: Network, noise: NoiseSchedule, chain: list[Link]) -> Network:
+        """The network with one cache's wrap, which joins the chain."""
+        with attributed(active, "cache", self.plan.manager.active):
+            wrap = self.plan.manager.cache(network, run, active, noise)
+            chain.append((active, wrap))
+            return applied(active, wrap, network) if wrap and wrap.network else network
 
     def problem(
         self,
@@ -252,15 +303,16 @@ class Engine:
         """
         request = self.request(prompts)
         run = self._run(request, seeds)
-        schedule, noise, solver = self.schedule_and_solver(run)
-        times = schedule.timesteps(noise, run.steps)
-        check_timesteps(times, run.steps)
-        rng = SampleRng(run.seeds)
-        x = self.modality.prior(request, rng).to(self.device)
-        wraps = [wrap for _, wrap in self._loaded if wrap]
-        wraps += [Wrap(report=lambda: _unused(), denoiser=observe)] if observe else []
-        _, guided, _ = self._chain(run, request, noise, wraps, counter)
-        return Problem(x, times, guided, self.modality.encode(request), solver, noise, rng, run)
+        with self._busy():
+            schedule, noise, solver = self.schedule_and_solver(run)
+            times = schedule.timesteps(noise, run.steps)
+            check_timesteps(times, run.steps)
+            rng = SampleRng(run.seeds)
+            x = self.modality.prior(request, rng).to(self.device)
+            wraps = [wrap for _, wrap in self._loaded if wrap]
+            wraps += [Wrap(report=lambda: _unused(), denoiser=observe)] if observe else []
+            _, guided, _ = self._chain(run, request, noise, wraps, counter)
+            return Problem(x, times, guided, self.modality.encode(request), solver, noise, rng, run)
 
     def bare(self, run: Run, counter: Counter) -> Denoiser:
         """The network as a denoiser, without wraps and guidance; it remembers nothing of earlier calls."""
@@ -314,23 +366,33 @@ class Engine:
         cond: Mapping[str, Cond],
         wraps: Sequence[Wrap],
         counter: Counter,
-        on_step: Callable[[int], None],
+        on_step: Callable[[Progress], object],
         network: Network | None = None,
     ) -> tuple[Tensor, Problem]:
-        """From the prior, or from the request's file, to x0 with the given wraps, first innermost."""
+        """From the prior, or from the request's file, to x0 with the given wraps, first innermost.
+
+        Raises:
+            NumericsError: x0 is not finite.
+        """
         schedule, noise, solver = self.schedule_and_solver(run)
         times = schedule.timesteps(noise, run.steps)
         check_timesteps(times, run.steps)
         rng = SampleRng(run.seeds)
         x = self.modality.prior(request, rng).to(self.device)
         _, guided, sampler = self._chain(run, request, noise, wraps, counter, network)
-        problem = Problem(x, times, guided, cond, solver, noise, rng, run, on_step)
+        watch = Watch()
+        problem = Problem(x, times, watch.around(guided), cond, solver, noise, rng, run)
+        problem = replace(problem, on_step=lambda p: on_step(replace(p, x0=watch.x0)))
         if request.init and request.init.steps(run.steps) < run.steps:
             # Anew: the file is noised with the numbers that would otherwise be the prior.
             problem = replace(problem, rng=SampleRng(run.seeds))
             x0 = self.modality.to_x0(request.init.content, request).to(self.device)
+            if not is_finite(x0):
+                raise ConfigError(f"--init {request.init.name} holds numbers that are NaN or infinite")
             problem = begin(problem, Start(noised(x0, self.modality.mask_token), share=request.init.strength))
-        return sampler(problem), problem
+        x0 = sampler(problem)
+        watch.check(x0, self.dtype)
+        return x0, problem
 
     def _chain(
         self,
@@ -369,7 +431,7 @@ class Engine:
         request: Request,
         wraps: Sequence[Wrap],
         counter: Counter,
-        on_step: Callable[[int], None],
+        on_step: Callable[[Progress], object],
         network: Network | None = None,
     ) -> list[Distilled]:
         """The `distill` driver: one representation a prompt; see `suite.distill_batch`."""
@@ -383,7 +445,8 @@ class Engine:
             return type(self.modality)(self.plan.folder, self.device, DTYPES[self.dtype])
 
         lesson = Lesson(self.modality, run, request, schedule, solver, noise, teacher, another)
-        return distill_batch(lesson, counter, on_step)
+        total = self.modality.work(run.steps, request.options, request.batch)
+        return distill_batch(lesson, counter, lambda step: on_step(Progress(step, total)))
 
     def generate(
         self,
@@ -395,7 +458,7 @@ class Engine:
         negative: str = "",
         options: Mapping[str, Value | None] | None = None,
         init: Init | None = None,
-        on_step: Callable[[int], None] | None = None,
+        on_step: OnStep | None = None,
         count_macs: bool = False,
         watch_blocks: bool = False,
     ) -> Result:
@@ -403,17 +466,21 @@ class Engine:
 
         With `hold_seed` every prompt begins at `seed` again. The seed `random` chooses one; the report says which.
         A sample depends on its prompt, its options and its seed only. `options` are those that the modality
-        declares. `init` is a file to begin with, from `Engine.init`. `on_step` is called after each solver step.
+        declares. `init` is a file to begin with, from `Engine.init`. `on_step` is called after each solver step with
+        its number, and if it takes two arguments with copies of the state too, a `suite.sampler.Progress`; what it
+        raises ends the run.
         `count_macs` fills the report's `macs`, at the cost of its `seconds`, which then measure the counting.
         `watch_blocks` fills its `blocks`.
 
         Raises:
-            ConfigError: empty prompt, or an option that the modality does not take.
+            ConfigError: empty prompt, an option that the modality does not take, a value of another type, the engine
+                is closed or in the middle of a run of this thread.
             NoOpError: a named plugin did nothing.
+            NumericsError: numbers became NaN or infinite.
             PluginError: a plugin failed.
         """
-        items = [prompt] if isinstance(prompt, str) else list(prompt)
-        prompts, seeds = expand(items, num, seed, hold_seed)
+        first = seed if isinstance(seed, str) and seed == RANDOM else whole(seed, "seed", 0, MAX_SEED)
+        prompts, seeds = expand(prompts_of(prompt), whole(num, "num", 1), first, hold_seed)
         return self.generate_batch(
             prompts,
             seeds,
@@ -433,53 +500,52 @@ class Engine:
         negative: str = "",
         options: Mapping[str, Value | None] | None = None,
         init: Init | None = None,
-        on_step: Callable[[int], None] | None = None,
+        on_step: OnStep | None = None,
         count_macs: bool = False,
         watch_blocks: bool = False,
     ) -> Result:
-        """Generate sample i from prompts[i] and seeds[i], all in one batch."""
+        """Generate sample i from prompts[i] and seeds[i], all in one batch; see `generate`."""
+        prompts = prompts_of(prompts)
+        seeds = seeds_of(seeds, len(prompts))
         request = self.request(prompts, negative, options, init)
+        with self._busy():
+            return self._generate(request, seeds, _shown(on_step), count_macs, watch_blocks)
+
+    def _generate(
+        self,
+        request: Request,
+        seeds: Sequence[int],
+        on_step: Callable[[Progress], object],
+        count_macs: bool,
+        watch_blocks: bool,
+    ) -> Result:
         self.modality.check(self.plan.folder, request)
         run = self._run(request, seeds)
         clock = Clock()
         cond, reused = self._encoded.of(request, self.modality.encode)
         clock.lap("encode")
-        counter = Counter()
-        before = forwards(self.network.module)
-        chain = list(self._loaded)
-        network = self.network
-        problem = None
+        counter, network, problem = Counter(), self.network, None
         activity = Activity.of(network, self._grid(run)) if watch_blocks else None
-        try:
+        caches: list[Link] = [(None, Wrap(report=lambda: _unused(), undo=activity.undo))] if activity else []
+        with undone(network.module, caches, self.plan.manager.active):
             if activity:
                 activity.install()
+            noise = self._noise(run)
             for active in self.plan.manager.of("cache"):
-                with attributed(active, "cache", self.plan.manager.active):
-                    wrap = self.plan.manager.cache(network, run, active, self._noise(run))
-                    chain.append((active, wrap))
-                    if wrap and wrap.network:
-                        network = applied(active, wrap, network)
-            memory = CacheMemory.of(
-                {a.text: w for a, w in chain[len(self._loaded) :]}, self.plan.cache_limit, self.device
-            )
-            wraps, tell = [w for _, w in chain if w] + memory.wraps(), on_step or (lambda step: None)
+                network = self._install(active, run, network, noise, caches)
+            chain = [*self._loaded, *((a, w) for a, w in caches if a)]
+            memory = CacheMemory.of({a.text: w for a, w in caches if a}, self.plan.cache_limit, self.device)
+            wraps = [w for _, w in chain if w] + memory.wraps()
             wraps += [activity.wrap()] if activity else []
             with attributed(None, "", self.plan.manager.active), ExitStack() as stack:
                 macs = stack.enter_context(counting()) if count_macs else None
                 if self.modality.driver == "distill":
-                    content = self._distill(run, request, wraps, counter, tell, network)
+                    content = self._distill(run, request, wraps, counter, on_step, network)
                 else:
-                    content, problem = self._sample(run, request, cond, wraps, counter, tell, network)
+                    content, problem = self._sample(run, request, cond, wraps, counter, on_step, network)
                 counted = macs() / request.batch if macs else None
             self._add_up(counter)
             clock.lap("sample")
-        finally:
-            for _, wrap in reversed(chain[len(self._loaded) :]):
-                if wrap and wrap.undo:
-                    wrap.undo()
-            if activity:
-                activity.undo()
-        check_restored(before, self.network.module, self.plan.manager.of("cache"))
         artifacts = self.modality.decode(content, request)
         clock.lap("decode")
         # Where the request leaves no step, nobody can have done anything.
@@ -554,6 +620,33 @@ def stamp(plan: Plan, dtype: str) -> str:
     acting = [f"{a.hook} {a.text}" for a in plan.manager.active if "trajectory-store" not in a.plugin.effects]
     facts = [plan.folder.hash, dtype, recipe.steps, recipe.guidance, list(recipe.guidance_interval or ()), acting]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def _shown(on_step: OnStep | None) -> Callable[[Progress], object]:
+    """A caller's callback as the host calls it: with the number, and with copies of the state if it takes two."""
+    if on_step is None:
+        return lambda progress: None
+    if not callable(on_step):
+        raise ConfigError(f"on_step: expected a function of the step, got {type(on_step).__name__}")
+    try:
+        required = [
+            p
+            for p in inspect.signature(on_step).parameters.values()
+            if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is p.empty
+        ]
+    except ValueError:  # written in C
+        required = []
+    told: Any = on_step
+
+    def show(progress: Progress) -> None:
+        with torch.inference_mode(False):  # the caller's own work, on copies: nothing there changes the run
+            if len(required) < 2:
+                told(progress.step)
+            else:
+                x, x0 = (v if v is None else v.clone() for v in (progress.x, progress.x0))
+                told(progress.step, replace(progress, x=x, x0=x0))
+
+    return show
 
 
 def _unused() -> Any:

@@ -43,6 +43,12 @@ class RankError(SuiteError):
     exit_code = 2
 
 
+class NumericsError(SuiteError):
+    """Numbers of a run became NaN or infinite; nothing that was made of them is given out."""
+
+    exit_code = 2
+
+
 class OutputError(SuiteError, OSError):
     """A result could not be written; what was already written stays."""
 
@@ -51,3 +57,10 @@ class OutputError(SuiteError, OSError):
 
 class TakenError(OutputError):
     """A file of this name came to be while the run went on; it is not replaced."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether a device or the machine has no memory left: nobody's fault, and its message says what to do."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)

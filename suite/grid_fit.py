@@ -138,7 +138,7 @@ class ModelProblem:
                 problem,
                 times=times,
                 run=replace(problem.run, steps=len(times) - 1),
-                on_step=lambda step, done=done: self.on_call(title, done + step + 1, calls),
+                on_step=lambda progress, done=done: self.on_call(title, done + progress.step + 1, calls),
             )
             with torch.inference_mode():
                 out.append(march(problem))

@@ -6,6 +6,7 @@ A pipe or a device would be waited for without end, and a file of any size would
 from __future__ import annotations
 
 import json
+import math
 import os
 import stat
 from pathlib import Path
@@ -90,9 +91,19 @@ def read_json(path: Path, what: str, limit: int = TEXT) -> Any:
     """
     text = read_text(path, what, limit)
     try:
-        return json.loads(text)
+        return json.loads(text, parse_constant=_refused, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{what} {path} is not JSON: {error}") from error
+
+
+def _refused(constant: str) -> Any:
+    raise ValueError(f"{constant} is no number")
+
+
+def _finite(digits: str) -> float:
+    if not math.isfinite(number := float(digits)):
+        raise ValueError(f"the number {digits[:40]} is too large")
+    return number
 
 
 def read_yaml(path: Path, what: str, limit: int = YAML) -> Any:

@@ -13,7 +13,7 @@ import pluggy
 
 from suite import hookspecs
 from suite.discovery import Entry, find
-from suite.errors import ConfigError, PluginError, SuiteError
+from suite.errors import ConfigError, PluginError, SuiteError, out_of_memory
 from suite.plugin import Plugin, build
 from suite.recipe import Recipe
 from suite.rules import BOOK, Finding, Member, Rule, enforce
@@ -132,6 +132,8 @@ class Manager:
         except SuiteError:
             raise
         except Exception as error:
+            if out_of_memory(error):
+                raise
             raise PluginError(
                 f"plugin {a.entry.origin} failed in the hook {a.hook!r}: {type(error).__name__}: {error}"
             ) from error

@@ -104,6 +104,14 @@ class Modality(ABC):
     def forward(self, module: nn.Module, x: Tensor, time: Tensor, cond: Cond) -> Tensor:
         """Call the network: the adapter between the engine's arguments and the module's."""
 
+    def tokens(self, request: Request) -> int:
+        """Positions of one sample that the network attends over, for this request; 0 if that is not known.
+
+        What the network's layout says, unless an option of the request decides.
+        """
+        del request
+        return self.network.layout.tokens if self.network.layout else 0
+
     def denoiser(self, inner: Denoiser, request: Request) -> Denoiser:
         """What the model itself needs around its network, made afresh for each run.
 
@@ -141,7 +149,10 @@ class Modality(ABC):
 
     @abstractmethod
     def save(self, artifact: Any, path: Path, metadata: Mapping[str, Any]) -> None:
-        """Write one artifact with its metadata to exactly `path`; the engine renames it into place."""
+        """Write one artifact with its metadata to exactly `path`; the engine renames it into place.
+
+        Like `extras`, `show` and `why_empty` it must do without the model: a pickled result leaves that behind.
+        """
 
     @classmethod
     @abstractmethod

@@ -45,7 +45,9 @@ class ModelFolder:
         digest = hashlib.sha256()
         for file in sorted(self.path.rglob("*.safetensors")):
             check(file, "weights")
-            digest.update(file.read_bytes())
+            with file.open("rb") as stream:  # a file may be larger than the memory
+                while part := stream.read(2**20):
+                    digest.update(part)
         return digest.hexdigest()
 
     @property

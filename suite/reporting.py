@@ -6,14 +6,15 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from suite.errors import NoOpError
+from suite.attribution import attributed
+from suite.errors import NoOpError, PluginError
 from suite.hookspecs import SINGLE
 from suite.manager import Active
 from suite.report import PluginReport
 from suite.run import Run
 from suite.sampler import Problem
 from suite.start import Init
-from suite.wrap import Wrap
+from suite.wrap import Wrap, WrapReport
 
 
 def plugin_reports(actives: Sequence[Active], wraps: Mapping[int, Wrap | None], allow_noop: bool) -> list[PluginReport]:
@@ -21,10 +22,11 @@ def plugin_reports(actives: Sequence[Active], wraps: Mapping[int, Wrap | None], 
 
     Raises:
         NoOpError: one of them did nothing, unless that is allowed.
+        PluginError: one of them cannot say what it did.
     """
     out = []
     for a in actives:
-        report = w.report() if (w := wraps.get(id(a))) else None
+        report = _told(a, w, actives) if (w := wraps.get(id(a))) else None
         acts = a.hook not in SINGLE
         if acts and (report is None or report.did == 0) and not allow_noop:
             reason = report.reason if report and report.reason else "it found nothing to do"
@@ -42,6 +44,14 @@ def plugin_reports(actives: Sequence[Active], wraps: Mapping[int, Wrap | None], 
             )
         )
     return out
+
+
+def _told(active: Active, wrap: Wrap, actives: Sequence[Active]) -> WrapReport:
+    with attributed(active, "report", actives):
+        report = wrap.report()
+    if not isinstance(report, WrapReport):
+        raise PluginError(f"plugin {active.entry.origin}: its report is {type(report).__name__}, expected a WrapReport")
+    return report
 
 
 def started(init: Init, run: Run, problem: Problem) -> dict[str, Any]:

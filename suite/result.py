@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from suite.discovery import MODALITIES, find, installed
 from suite.errors import EmptyError, PluginError, TakenError
 from suite.modality import Modality
 from suite.output import another, targets, write
@@ -14,7 +15,7 @@ from suite.report import RunReport
 
 @dataclass(frozen=True)
 class Result:
-    """Artifacts of one batch and what happened."""
+    """Artifacts of one batch and what happened. A copy or pickle leaves the model behind, and can still be saved."""
 
     artifacts: list[Any]
     report: RunReport
@@ -23,6 +24,17 @@ class Result:
     stopped: bool = False
     #: What the artifacts were decoded from: x0 [B, ...], or after distillation a list of `Distilled`.
     content: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "modality"}
+
+    def __getattr__(self, name: str) -> Any:
+        # Asked for what is not there: the modality of a result that was unpickled. Writing files needs no model.
+        if name != "modality" or "report" not in self.__dict__:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        cls = find(self.report.modality, installed(MODALITIES), "modality").load()
+        object.__setattr__(self, name, object.__new__(cls))
+        return self.__dict__[name]
 
     def metadata(self, index: int) -> dict[str, Any]:
         """What is written into artifact `index`: enough to make it again."""

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from suite.ambient import Setting
+
 
 @contextmanager
 def repeatable(device: torch.device) -> Iterator[None]:
@@ -19,17 +21,27 @@ def repeatable(device: torch.device) -> Iterator[None]:
     29 of 30 gradients of a mesh's colours differed in their last bits. On a GPU nothing changes, as several
     operations (grid_sample's backward in three dimensions) have no ordered form there and would be refused.
     """
-    memory: Any = torch.utils.deterministic  # a module whose one setting its class makes
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    filling = memory.fill_uninitialized_memory
-    if device.type == "cpu":
-        torch.use_deterministic_algorithms(True)
-        memory.fill_uninitialized_memory = False  # costs time, and nothing here reads such memory
-    try:
+    if device.type != "cpu":
         yield
-    finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        memory.fill_uninitialized_memory = filling
+        return
+    with _ORDERED.held((True, False, False)):
+        yield
+
+
+def _order() -> tuple[bool, bool, bool]:
+    memory: Any = torch.utils.deterministic  # a module whose one setting its class makes
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    return torch.are_deterministic_algorithms_enabled(), warn_only, memory.fill_uninitialized_memory
+
+
+def _set_order(order: tuple[bool, bool, bool]) -> None:
+    memory: Any = torch.utils.deterministic
+    torch.use_deterministic_algorithms(order[0], warn_only=order[1])
+    memory.fill_uninitialized_memory = order[2]
+
+
+#: Deterministic, not only warned about; uninitialised memory is not filled, which costs time and is never read here.
+_ORDERED = Setting(_order, _set_order)
 
 
 def generator(seed: int, stream: str = "sample") -> torch.Generator:

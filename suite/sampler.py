@@ -18,6 +18,24 @@ from suite.solver import AdaptiveSolver, Denoise, Solver
 
 
 @dataclass(frozen=True)
+class Progress:
+    """Where a run is after a step; what a callback of the engine is shown.
+
+    Attributes:
+        step: its index; `steps` of them are run in all.
+        t: the time that was reached; None in distillation, whose times are drawn.
+        x: the state there, [B, ...]; None in distillation. Where a cache runs a batch in parts, the rows of the part.
+        x0: the last guided estimate of x0, of which the step was made; None if nothing was evaluated.
+    """
+
+    step: int
+    steps: int
+    t: float | None = None
+    x: Tensor | None = None
+    x0: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Problem:
     """Everything that the loop needs, as values.
 
@@ -27,7 +45,7 @@ class Problem:
         denoiser: guided; its conditioning maps branches to conditionings.
         cond: that conditioning.
         solver, noise, rng, run: as the hooks gave them.
-        on_step: called after each step with its index.
+        on_step: called after each step.
         share: of the batch's rows that this problem has, where a batch is run in parts; see `some`.
     """
 
@@ -39,7 +57,7 @@ class Problem:
     noise: NoiseSchedule
     rng: SampleRng
     run: Run
-    on_step: Callable[[int], None] = field(default=lambda step: None)
+    on_step: Callable[[Progress], None] = field(default=lambda progress: None)
     share: float = 1.0
 
 
@@ -94,14 +112,15 @@ def march(problem: Problem) -> Tensor:
     if problem.times.shape[0] == 1:
         return problem.x
     x, state = problem.x, problem.solver.begin(problem.run, problem.times)
+    steps = problem.times.shape[0] - 1
     if isinstance(problem.solver, AdaptiveSolver):
         first, last = problem.times[0], problem.times[-1]
-        budget = problem.solver.evaluations(problem.times.shape[0] - 1)
+        budget = problem.solver.evaluations(steps)
         out = problem.solver.solve(bind(problem, 0, last), problem.x, first, last, budget, problem.rng)
-        problem.on_step(problem.times.shape[0] - 2)
+        problem.on_step(Progress(steps - 1, steps, _latest(last), out))
         return out
-    for step in range(problem.times.shape[0] - 1):
+    for step in range(steps):
         t, s = time_at(problem, step), time_at(problem, step + 1)
         x, state = problem.solver.step(bind(problem, step, s), x, t, s, state, problem.rng)
-        problem.on_step(step)
+        problem.on_step(Progress(step, steps, _latest(s), x))
     return x

@@ -43,12 +43,14 @@ class Init:
         name: of the file, without its place.
         sha256: of its bytes.
         strength: share of the steps that are run.
+        modality: for which it was read.
     """
 
     content: Any
     name: str
     sha256: str
     strength: float = STRENGTH
+    modality: str = ""
 
     @staticmethod
     def of(modality: type[Modality], path: str | Path, strength: float | None = None) -> Init:
@@ -72,7 +74,7 @@ class Init:
         for file in files_of(path):
             check(file, "--init", MEDIA)
         try:
-            return Init(modality.read(path), path.name, digest(path), float(strength))
+            return Init(modality.read(path), path.name, digest(path), float(strength), modality.name)
         except ConfigError as error:
             raise ConfigError(f"--init: {error}") from error
         except OSError as error:

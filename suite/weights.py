@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from suite.errors import ConfigError
+from suite.finite import load_finite
 from suite.input_file import check, read_json
 from suite.patches_as_products import patches_as_products
 
@@ -28,7 +28,8 @@ def load_network(folder: Path, device: str, dtype: torch.dtype, given: Mapping[s
         ConfigError: a file is missing, truncated, or its tensors do not fit the configuration.
     """
     config = _config(folder)
-    module = _build(folder, config)
+    with torch.random.fork_rng(devices=[]):  # classes draw weights, which are then replaced
+        module = _build(folder, config)
     for name in FILES:
         if (folder / name).is_file():
             load_weights(module, folder / name, type(module).__name__, given)
@@ -59,13 +60,13 @@ def load_weights(module: nn.Module, weights: Path, owner: str, given: Mapping[st
     `given` are tensors that the files leave out.
 
     Raises:
-        ConfigError: the file is missing, truncated, or its tensors are not the module's.
+        ConfigError: the file is missing, truncated, not finite, or its tensors are not the module's.
     """
     tensors: dict[str, Tensor] = dict(given or {})
     for part in _parts(weights):
         check(part, "weights")
         try:
-            tensors |= load_file(part)
+            tensors |= load_finite(part)
         except (SafetensorError, OSError) as error:
             raise ConfigError(f"{part} cannot be read, it is damaged or incomplete: {error}") from error
     wanted = module.state_dict()

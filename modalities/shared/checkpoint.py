@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from suite.errors import ConfigError
+from suite.finite import load_finite
 from suite.input_file import check, read_json
 from suite.output import atomically
 
@@ -83,8 +84,8 @@ def restore(path: Path, state: TrainState, options: Mapping[str, Any]) -> None:
                     f"{path} was trained with train.{name}={facts['options'][name]}, this run asks for "
                     f"{options[name]}: set it back, or choose another folder"
                 )
-        state.network.load_state_dict(load_file(path / "network.safetensors"))
-        ema = load_file(path / "ema.safetensors")
+        state.network.load_state_dict(load_finite(path / "network.safetensors"))
+        ema = load_finite(path / "ema.safetensors")
         for name, value in state.ema.items():
             value.copy_(ema[name])
         saved = torch.load(path / "optimizers.pt", weights_only=True, map_location="cpu")

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from suite.errors import ConfigError
+from suite.finite import check_tensors
 from suite.modalities.shared.words import encoder_folder
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ def minilm() -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     with quiet():
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, split_special_tokens=True)
         network = AutoModel.from_pretrained(folder, local_files_only=True)
+        check_tensors(network.state_dict(), folder)
     return tokenizer, network.eval().requires_grad_(False)
 
 

@@ -118,6 +118,10 @@ class Text(Modality):
         said += [(vocabulary.asked(request.negative), "--negative")]
         return [warning for words, what in said for warning in unknown(words, what)]
 
+    def tokens(self, request: Request) -> int:
+        """The room for the text."""
+        return vocabulary.start(self.folder, self.tokenizer, request)[0]
+
     def prior(self, request: Request, rng: SampleRng) -> Tensor:
         """Masks after the given start, [B, L]; or standard normal times sigma(1), [B, L, D]."""
         import torch

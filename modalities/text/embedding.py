@@ -65,10 +65,11 @@ def estimate(logits: Tensor, table: Tensor) -> Tensor:
 def read_table(path: Path, network: Any) -> Tensor:
     """The table [V, D] float32 of a model folder. ConfigError when it is damaged or does not fit the network."""
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
+
+    from suite.finite import load_finite
 
     try:
-        table = load_file(path)["table"]
+        table = load_finite(path)["table"]
     except (SafetensorError, OSError, KeyError) as error:
         raise ConfigError(f"{path} cannot be read, it is damaged or incomplete: {error}") from error
     vocabulary, hidden = network.config.vocab_size, network.config.hidden_size

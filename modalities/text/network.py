@@ -61,12 +61,11 @@ def from_encoder(network: Any, table: Tensor) -> None:
     Positions are cut to the network's, the text's segment starts as the prompt's, and the head passes states through,
     so that the first scores are products with the embeddings. The table is not trained, nor saved.
     """
-    from safetensors.torch import load_file
-
+    from suite.finite import load_finite
     from suite.modalities.shared.words import encoder_folder
     from suite.modalities.text.pieces import EMBEDDINGS
 
-    theirs = {f"bert.{name}": value for name, value in load_file(encoder_folder() / "model.safetensors").items()}
+    theirs = {f"bert.{name}": value for name, value in load_finite(encoder_folder() / "model.safetensors").items()}
     own, head = network.state_dict(), network.cls.predictions
     for name in own.keys() & theirs.keys() - {EMBEDDINGS}:
         theirs[name] = theirs[name][: len(own[name])]

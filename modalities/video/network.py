@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from suite.errors import ConfigError
+from suite.finite import load_finite
 
 _BLOCKED = -10000.0
 """Added to the attention score of padding."""
@@ -42,7 +42,7 @@ def begin_with_image(module: nn.Module, weights: Path) -> None:
     The picture's channels become the mean of a tube; all others begin at zero.
     Raises ConfigError when the two do not have the same widths, depth and patches.
     """
-    source, target = load_file(weights), module.state_dict()
+    source, target = load_finite(weights), module.state_dict()
     own = {n for n in target if not n.startswith("temporal_")}
     if missing := sorted(own - source.keys()):
         raise ConfigError(f"{weights} does not fit as a start: it has no {missing[0]}")

@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from suite.errors import ConfigError
+from suite.finite import load_finite
 from suite.modalities.audio.mel import RATE
 
 WIDTH = 200
@@ -85,7 +85,7 @@ def _norm(x: Tensor, w: dict[str, Tensor], k: int) -> Tensor:
 @lru_cache(maxsize=1)
 def _weights() -> dict[str, Tensor]:
     try:
-        return {name: value.float() for name, value in load_file(WEIGHTS).items()}
+        return {name: value.float() for name, value in load_finite(WEIGHTS).items()}
     except (OSError, SafetensorError) as error:
         raise ConfigError(
             f"The weights {WEIGHTS} cannot be read ({error}): reinstall, or make them again with "

@@ -11,10 +11,11 @@ from functools import lru_cache
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from suite.errors import ConfigError
+from suite.finite import load_finite
 from suite.modalities.audio.metrics import embedding, musicnn
 from suite.modalities.shared.distances import frechet_distance, moments
 from suite.output import write
@@ -50,7 +51,7 @@ def save_reference(music: Tensor, speech: Tensor, path: Path) -> None:
 def load_reference(path: Path = FILE) -> Reference:
     """Read a reference. Raises ConfigError when the file is absent or damaged."""
     try:
-        t = {name: value.double() for name, value in load_file(path).items()}
+        t = {name: value.double() for name, value in load_finite(path).items()}
         found = Reference((t["music_mean"], t["music_covariance"]), (t["speech_mean"], t["speech_covariance"]))
     except (OSError, SafetensorError, KeyError) as error:
         raise ConfigError(

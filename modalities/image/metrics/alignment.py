@@ -15,10 +15,11 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from suite.errors import ConfigError
+from suite.finite import load_finite
 from suite.modalities.image.metrics.features import WIDTH, features
 from suite.modalities.shared import text_encoder
 from suite.output import write
@@ -102,7 +103,7 @@ def load_head(path: Path = WEIGHTS) -> Head:
     """Read a head, in float32 and eval mode. Raises ConfigError when the file is absent or does not fit."""
     head = Head()
     try:
-        head.load_state_dict({name: value.float() for name, value in load_file(path).items()})
+        head.load_state_dict({name: value.float() for name, value in load_finite(path).items()})
     except (OSError, SafetensorError, RuntimeError) as error:
         raise ConfigError(
             f"The alignment head {path} cannot be read ({error}): reinstall, or fit it again with "

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from suite.errors import ConfigError
+from suite.finite import load_finite
 from suite.modalities.image.metrics.features import WIDTH
 from suite.modalities.shared.distances import (
     Estimate,
@@ -74,7 +75,7 @@ def save_reference(reference: Reference, path: Path) -> None:
 def load_reference(path: Path = FLUENT) -> Reference:
     """Read a reference. Raises ConfigError when the file is absent or damaged."""
     try:
-        tensors = load_file(path)
+        tensors = load_finite(path)
         mean, basis, coordinates = tensors["mean"], tensors["basis"], tensors["coordinates"]
     except (OSError, SafetensorError, KeyError) as error:
         raise ConfigError(

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from suite.errors import ConfigError
+from suite.finite import load_finite
 from suite.modalities.text.metrics.features import features
 from suite.output import write, write_text
 
@@ -48,7 +49,7 @@ def load_real(folder: Path = FOLDER) -> Real:
     """The texts that ship. ConfigError when their files are damaged."""
     try:
         lines = [json.loads(line) for line in (folder / "real.jsonl").read_text(encoding="utf-8").splitlines()]
-        found = load_file(folder / "real.safetensors")["features"].float()
+        found = load_finite(folder / "real.safetensors")["features"].float()
         texts, prompts, kinds = (tuple(line[key] for line in lines) for key in ("text", "prompt", "kind"))
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ConfigError(f"the reference texts in {folder} are damaged ({error}): install the suite again") from error

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from suite.errors import ConfigError
+from suite.finite import load_finite
 from suite.modalities.image.metrics import reference as pictures
 from suite.modalities.shared.distances import Projection
 from suite.modalities.video.metrics.motion import features, motion
@@ -62,7 +63,7 @@ def save_reference(reference: Reference, path: Path) -> None:
 def load_reference(path: Path = FLUENT) -> Reference:
     """Read a reference. Raises ConfigError when the file is absent or damaged."""
     try:
-        tensors = load_file(path)
+        tensors = load_finite(path)
 
         def one(kind: str) -> pictures.Reference:
             axes = Projection(tensors[f"{kind}.mean"].double(), tensors[f"{kind}.basis"].double())
