@@ -39,15 +39,21 @@ OPTIONS = st.sampled_from(
         "--size", "--nonsense",
     ]
 )  # fmt: skip
+OWN = st.sampled_from(
+    [
+        "--output", "--num", "--seed", "--steps", "--guidance", "--guidance-interval", "--negative", "--init",
+        "--strength", "--schedule", "--solver", "--cache", "--cache-limit", "--compress", "--parallelize", "--recipe",
+        "--dtype", "--device", "--batch", "--launch", "--report",
+    ]
+)  # fmt: skip
 FLAGS = st.sampled_from(["--exact", "--json", "--hold-seed", "--allow-noop", "--metric", "--"])
 COMMANDS = st.sampled_from(
     [
-        ["fake"], ["fake"], ["fake"], ["replay"], ["plugins", "show"], ["models", "show"], ["recipes", "show"],
+        *[["fake"]] * 6, ["replay"], ["plugins", "show"], ["models", "show"], ["recipes", "show"],
         ["cache", "show"], ["cache", "calibrate"], ["schedule", "optimize"], ["bench", "solvers", "fake"],
         ["bench", "caches", "fake"], ["train", "fake"], ["nonsense"], [],
     ]
 )  # fmt: skip
-#: Either valid options before one that may not be, so that values are reached, or anything at all.
 WORDS = st.lists(st.tuples(OPTIONS, VALUES | PLUGIN).map(list) | FLAGS.map(lambda f: [f]) | VALUES.map(lambda v: [v]))
 
 
@@ -80,11 +86,15 @@ def check(words: list[str], run: Callable[[], tuple[int, str, str]], folder: Pat
 def fuzz(examples: int, whole: list[str], folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     @settings(
         max_examples=examples, deadline=None, database=None, derandomize=True,
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=[HealthCheck.too_slow],
     )  # fmt: skip
-    @given(COMMANDS, st.booleans(), WORDS)
-    def lines(command: list[str], good: bool, words: list[list[str]]) -> None:
-        line = [*command, *(["x", *whole] if good and command == ["fake"] else []), *(w for ws in words for w in ws)]
+    @given(COMMANDS, st.lists(st.tuples(OWN, VALUES | PLUGIN), min_size=1, max_size=2), WORDS)
+    def lines(command: list[str], own: list[tuple[str, str]], words: list[list[str]]) -> None:
+        # A request that is whole but for one or two values, or anything at all.
+        if command == ["fake"]:
+            line = ["fake", "x", *whole, *(word for pair in own for word in pair)]
+        else:
+            line = [*command, *(word for part in words for word in part)]
 
         def run() -> tuple[int, str, str]:
             capsys.readouterr()
