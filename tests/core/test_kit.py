@@ -487,6 +487,7 @@ def test_checks_follow_the_hooks() -> None:
     {"good": BadCache, "bad": BadCache("one branch")},
     expected_failed_checks={
         "bad-wrap_keeps_branches_apart": "planted",
+        "bad-wrap_treats_branches_alike_together_and_apart": "planted",
         "import_is_light": "a test module has no importable name",
     },
 )
