@@ -20,7 +20,7 @@ from suite import cli_generate, cli_list, cli_work
 from suite.cli_words import check_streams, discard, flush, guard
 from suite.discovery import MODALITIES, installed
 from suite.errors import OutputError, SuiteError
-from suite.printable import printable
+from suite.untrusted import message
 
 NAME = "suite"
 DISTRIBUTION = "efficient-diffusion-suite"
@@ -129,7 +129,7 @@ def version(
 def refuse(error: Exception, as_json: bool) -> int:
     """Say in one message what went wrong; returns the exit code."""
     text, code = explain(error)
-    text = printable(text)
+    text = message(text)
     if os.environ.get(DEBUG):
         traceback.print_exception(error)
     rank = os.environ.get("RANK", "0")

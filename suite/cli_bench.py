@@ -32,6 +32,7 @@ from suite.plugin import Plugin
 from suite.printable import short
 from suite.recipe import Named, Recipe
 from suite.report import versions
+from suite.untrusted import message
 
 if TYPE_CHECKING:
     from suite.engine import Engine
@@ -179,7 +180,7 @@ def _one(hook: str, named: Named, modality: str) -> Plugin:
 def measuring(request: Request, plan: Plan, record: Record) -> Iterator[tuple[Engine, Callable[[str, int, int], None]]]:
     """The loaded model and a progress bar; at the end, however it comes, what is known is on disk."""
     for warning in plan.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        print(f"warning: {message(warning)}", file=sys.stderr)
     with open_engine(plan, request.device) as engine, progress() as on_call:
         import torch
 

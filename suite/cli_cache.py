@@ -28,6 +28,7 @@ from suite.plan import Plan, make_plan
 from suite.recipe import Named, from_options
 from suite.report import versions
 from suite.stamp import run_stamp_of
+from suite.untrusted import message
 
 __all__ = ["calibrate", "show"]
 
@@ -135,7 +136,7 @@ def calibrate(
     asked = texts.read(prompt) if prompt is not None else list(plan.modality.load().calibration_prompts)
     texts.in_turn(asked, samples + checks, seed)  # refuses what it refuses now, not after the model is loaded
     for warning in plan.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        print(f"warning: {message(warning)}", file=sys.stderr)
     content, numbers = Job(plan, built, named, file, asked, samples, checks, seed, batch, device).run()
     if as_json:
         print(json.dumps({"file": str(file), "stamp": asdict(content.stamp), **numbers}))

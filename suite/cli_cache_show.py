@@ -13,6 +13,7 @@ import typer
 from suite.errors import ConfigError
 from suite.input_file import read_json
 from suite.output import check_folder, check_names
+from suite.printable import printable
 
 SUFFIXES = (".svg", ".png", ".pdf")
 #: By what share of a part's rows ran at a step, from none on.
@@ -37,7 +38,7 @@ def show(report: Report, output: Output = None, kind: Kinds = "", part: Pattern 
     titles = [title(r) for r in reports]
     parts = [chosen(r["blocks"]["parts"], kind, part) for r in reports]
     if output is None:
-        print("\n\n".join(text(t, p) for t, p in zip(titles, parts, strict=True)))
+        print(printable("\n\n".join(text(t, p) for t, p in zip(titles, parts, strict=True)), 10**6))
         return
     if output.suffix not in SUFFIXES or os.path.isdir(output):
         raise ConfigError(f"-o {output}: expected a file that ends in {', '.join(SUFFIXES)}")

@@ -15,6 +15,7 @@ from suite.errors import ConfigError, EmptyError, SuiteError, out_of_memory
 from suite.output import write_text
 from suite.plan import Plan
 from suite.request import Request, resolve
+from suite.untrusted import message
 
 if TYPE_CHECKING:
     from suite.engine import Engine
@@ -254,6 +255,6 @@ class Job:
 def _tell(begin: str, lines: Sequence[str]) -> None:
     """Print the first few of many lines on stderr."""
     for line in lines[:TOLD]:
-        print(f"{begin}{line}", file=sys.stderr)
+        print(f"{begin}{message(line)}", file=sys.stderr)
     if len(lines) > TOLD:
         print(f"{begin}and {len(lines) - TOLD} more like these", file=sys.stderr)

@@ -20,6 +20,7 @@ from suite.errors import ConfigError, SuiteError
 from suite.hookspecs import HOOKS, SINGLE
 from suite.manager import implemented_hooks
 from suite.plugin import EFFECT_WORDS, Plugin, options_of
+from suite.printable import printable
 from suite.suggest import nearest
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -231,7 +232,7 @@ def _print_json(value: Mapping[str, Any]) -> None:
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]], indent: int = 0) -> None:
     """Aligned columns; wrapped to the width of a terminal, one row a line into a pipe."""
-    cells = [[str(cell) for cell in row] for row in ([header] if header else []) + list(rows)]
+    cells = [[printable(str(cell)) for cell in row] for row in ([header] if header else []) + list(rows)]
     lines = _wrapped(cells, bool(header)) if sys.stdout.isatty() else _padded(cells)
     for line in lines:
         print(" " * indent + line.rstrip())

@@ -27,6 +27,7 @@ from suite.output import free
 from suite.plan import Plan, make_plan
 from suite.recipe import from_options
 from suite.report import versions
+from suite.untrusted import message
 
 ModalityName = Annotated[str, typer.Argument(metavar="MODALITY", help="An installed modality, e.g. image.")]
 Method = Annotated[
@@ -169,7 +170,7 @@ def optimize(
     texts.in_turn(asked, samples + checks, seed)  # refuses what it refuses now, not after the model is loaded
     job = Job(plan, built, str(named), file, asked, samples, checks, reference, seed, batch, device)
     for warning in plan.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        print(f"warning: {message(warning)}", file=sys.stderr)
     grid, numbers = job.run()
     if as_json:
         print(json.dumps({"file": str(file), "times": grid.times, "stamp": asdict(grid.stamp), **numbers}))

@@ -19,6 +19,7 @@ from suite.discovery import MODALITIES, find, installed
 from suite.errors import ConfigError, PluginError
 from suite.input_file import YAML, check, is_file
 from suite.output import check_folder, check_names, free, place, targets
+from suite.untrusted import message
 
 if TYPE_CHECKING:
     from suite.modality import Modality
@@ -34,6 +35,7 @@ Model = Annotated[str | None, typer.Option(metavar="FOLDER", help="The model, if
 InitFile = Annotated[
     Path | None, typer.Option("--init", metavar="FILE", help="The file with which it began, if it did.")
 ]
+Trust = Annotated[bool, typer.Option("--trust", help="FILE is your own: its recipe may name grids and other files.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")]
 ModalityName = Annotated[str, typer.Argument(metavar="MODALITY", help="An installed modality, e.g. image.")]
 Size = Annotated[int | None, typer.Option(metavar="N", help="Size of a sample; the modality says of what.")]
@@ -52,7 +54,12 @@ Sets = Annotated[
 
 
 def replay(
-    file: Result, output: Replica = None, model: Model = None, init: InitFile = None, as_json: Json = False
+    file: Result,
+    output: Replica = None,
+    model: Model = None,
+    init: InitFile = None,
+    trust: Trust = False,
+    as_json: Json = False,
 ) -> int:
     """Make a saved result again from its own metadata. Exit code 0 if it is the same bit for bit, else 1."""
     from suite import replay as again
@@ -60,10 +67,10 @@ def replay(
     record = again.read(file)
     start = again.init_of(record, init)
     target = _target(file, output, record.modality)
-    plan = again.plan_of(record, model)
+    plan = again.plan_of(record, model, trust)
     done = again.run(record, plan, target, start, fresh=output is None)
     for warning in done.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        print(f"warning: {message(warning)}", file=sys.stderr)
     verdict = "is bit-identical to" if done.identical else "differs from"
     if as_json:
         print(json.dumps({"identical": done.identical, "files": [str(done.output)], "warnings": done.warnings}))

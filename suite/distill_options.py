@@ -17,7 +17,7 @@ OPTIONS: tuple[RequestOption, ...] = (
     RequestOption("iterations", int, "Steps of the optimiser; 25 a recipe step.", low=1, high=100_000),
     RequestOption("views", int, "Views rendered in each iteration.", default=2, low=1, high=64),
     RequestOption("target-steps", int, "Solver steps from noise to the teacher's target.", default=1, low=1, high=64),
-    RequestOption("checkpoint", str, "File that keeps the state; a run goes on from it if it exists."),
+    RequestOption("checkpoint", str, "File that keeps the state; a run goes on from it if it exists.", path=True),
 )
 
 

@@ -112,7 +112,7 @@ def companion_folder(folder: ModelFolder, name: str) -> ModelFolder:
         return folder
     modality = str(folder.fact("modality"))
     cls: type[Modality] = find(modality, installed(MODALITIES), "modality").load()
-    other = open_folder(name, modality)
+    other = open_folder(name, modality, kinds=cls.facts)
     for fact in cls.interface:
         mine, theirs = folder.facts.get(fact), other.facts.get(fact)
         if mine != theirs:

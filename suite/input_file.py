@@ -5,14 +5,13 @@ A pipe or a device would be waited for without end, and a file of any size would
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import stat
 from pathlib import Path
 from typing import Any
 
 from suite.errors import ConfigError
+from suite.untrusted import check_plain, parse_json
 
 MIB = 2**20
 YAML = MIB
@@ -87,23 +86,9 @@ def read_json(path: Path, what: str, limit: int = TEXT) -> Any:
     """The content of a JSON file.
 
     Raises:
-        ConfigError: as `check`, or it is not JSON, or nested too deeply.
+        ConfigError: as `check`, or it is not JSON, holds numbers that are not finite, or is nested too deeply.
     """
-    text = read_text(path, what, limit)
-    try:
-        return json.loads(text, parse_constant=_refused, parse_float=_finite)
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{what} {path} is not JSON: {error}") from error
-
-
-def _refused(constant: str) -> Any:
-    raise ValueError(f"{constant} is no number")
-
-
-def _finite(digits: str) -> float:
-    if not math.isfinite(number := float(digits)):
-        raise ValueError(f"the number {digits[:40]} is too large")
-    return number
+    return parse_json(read_text(path, what, limit), f"{what} {path}")
 
 
 def read_yaml(path: Path, what: str, limit: int = YAML) -> Any:
@@ -118,9 +103,10 @@ def read_yaml(path: Path, what: str, limit: int = YAML) -> Any:
     try:
         if "*" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
             raise ConfigError(f"{what} {path} has an alias, like *name; write out what it stands for")
-        return yaml.safe_load(text)
+        content = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{what} {path} is not YAML: {error}") from error
+    return check_plain(content, f"{what} {path}")
 
 
 def _refuse(found: os.stat_result, path: Path, what: str, limit: int | None) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # `suffixes` and `read_metadata` are asked for before anythin
     from suite.prediction import Prediction
     from suite.request import Request
     from suite.rng import SampleRng
+    from suite.untrusted import Kind
 
 
 class Modality(ABC):
@@ -39,6 +40,7 @@ class Modality(ABC):
         driver: how content comes about: `sample` from the prior to x0, or `distill` into a representation.
         interface: facts of suite.json in which two models must agree if one is to take over from the other in the
             middle of a run: what x is, how it is noised, what is predicted, how prompts are told.
+        facts: kinds of the facts of suite.json that this modality has of its own (`suite.untrusted`).
         vocabulary: a file of the folder that must be the same for that, if tokens are numbered by one.
         borrows: modalities whose models this one can take for its own, e.g. an image model as a teacher.
         borrowed: what a recipe leaves open when the model is borrowed; goes over the model's own defaults.
@@ -56,6 +58,7 @@ class Modality(ABC):
     printable: ClassVar[bool] = False
     driver: ClassVar[str] = "sample"
     interface: ClassVar[tuple[str, ...]] = ("noise", "prediction", "shape", "text", "guidance_distilled")
+    facts: ClassVar[Mapping[str, Kind]] = MappingProxyType({})
     vocabulary: ClassVar[str] = ""
     borrows: ClassVar[tuple[str, ...]] = ()
     borrowed: ClassVar[Mapping[str, Any]] = MappingProxyType({})

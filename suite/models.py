@@ -12,14 +12,32 @@ from typing import Any
 
 import yaml
 
+from suite import untrusted
 from suite.errors import ConfigError
 from suite.input_file import check, read_json
 from suite.recipe import CONFIGS
 from suite.suggest import nearest
+from suite.untrusted import NAME, Anything, Flag, Items, Kind, Number, Section, Table, Text, Whole, shown
 
 DESCRIPTION = "suite.json"
 #: The discrete families of `suite.noise`, which cannot be asked here: it imports torch.
 TOKEN_FAMILIES = ("masked", "uniform")
+
+
+#: Facts that every modality may state; what a modality has of its own is in `Modality.facts`.
+FACTS: Mapping[str, Kind] = {
+    "name": Text(200),
+    "modality": Text(100),
+    "network": NAME,
+    "noise": Section({"family": Text(100)}),
+    "prediction": Text(100),
+    "shape": Items(Whole(1, 65_536), 1, 8),
+    "range": Items(Number(-1e6, 1e6), 2, 2),
+    "text": Section({}, {"encoder": Text(100), "length": Whole(2, 512)}),
+    "defaults": Table(Anything(), 100),
+    "guidance_distilled": Flag(),
+    "few_step": Flag(),
+}
 
 
 @dataclass(frozen=True)
@@ -37,7 +55,7 @@ class ModelFolder:
     @property
     def name(self) -> str:
         """Name given in suite.json, or the folder's."""
-        return str(self.facts.get("name", self.path.name))
+        return str(self.facts.get("name") or self.path.name)
 
     @cached_property
     def hash(self) -> str:
@@ -58,7 +76,7 @@ class ModelFolder:
 
     def fact(self, key: str) -> Any:
         """A required fact; ConfigError names the file when it is missing."""
-        if key not in self.facts:
+        if self.facts.get(key) is None:
             raise ConfigError(f"{self.path / DESCRIPTION} says nothing about {key!r}")
         return self.facts[key]
 
@@ -73,8 +91,13 @@ def shipped(modality: str | None = None) -> dict[str, dict[str, Any]]:
     return out
 
 
-def open_folder(name_or_path: str, modality: str, borrows: Sequence[str] = ()) -> ModelFolder:
+def open_folder(
+    name_or_path: str, modality: str, borrows: Sequence[str] = (), kinds: Mapping[str, Kind] | None = None
+) -> ModelFolder:
     """A shipped model by name, or a folder, of `modality` or of one of those that it `borrows` from.
+
+    Args:
+        kinds: of the facts that the modality has of its own.
 
     Raises:
         ConfigError: neither exists, the folder is not a model, or it is of another modality.
@@ -91,9 +114,7 @@ def open_folder(name_or_path: str, modality: str, borrows: Sequence[str] = ()) -
     if not os.path.exists(description):
         raise ConfigError(f"{path} is not a model folder: it has no {DESCRIPTION}")
     facts = read_json(description, "model description")
-    if not isinstance(facts, dict):
-        raise ConfigError(f"{description}: expected an object, got {type(facts).__name__}")
-    folder = ModelFolder(path, facts)
+    folder = ModelFolder(path, untrusted.check(facts, Section({}, {**FACTS, **(kinds or {})}), str(description)))
     if folder.fact("modality") not in (modality, *borrows):
-        raise ConfigError(f"model {name_or_path!r} is of the modality {facts['modality']!r}, not {modality!r}")
+        raise ConfigError(f"model {name_or_path!r} is of the modality {shown(facts['modality'])}, not {modality!r}")
     return folder

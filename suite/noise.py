@@ -8,16 +8,20 @@ probability that a token is kept, and `sigma(t) = 1 - alpha(t)` that it is not.
 from __future__ import annotations
 
 import math
+import typing
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from suite import untrusted
 from suite.errors import ConfigError
+from suite.plugin import convert
+from suite.untrusted import Items, Number, Section, Text, shown
 
 #: sigma / alpha, and its inverse, between which grids spread their stops with Laplace's noise: flow's at t = 0.98.
 LAPLACE_RATIO = 49.0
@@ -505,12 +509,23 @@ def from_config(config: Mapping[str, Any]) -> NoiseSchedule:
     """
     options = dict(config)
     name = options.pop("family", None)
-    if name not in FAMILIES:
-        raise ConfigError(f"unknown noise family {name!r}; expected one of {', '.join(sorted(FAMILIES))}")
-    cls = FAMILIES[name]
-    if cls is VPTable and "table" in options:
-        return VPTable.named(options.pop("table"), **options)
-    known = {f.name for f in fields(cls)}  # pyright: ignore[reportArgumentType]
-    if unknown := sorted(set(options) - known):
-        raise ConfigError(f"noise family {name}: unknown option {unknown[0]!r}; expected {sorted(known)}")
-    return cls(**options)
+    if not isinstance(name, str) or name not in FAMILIES:
+        raise ConfigError(f"unknown noise family {shown(name)}; expected one of {', '.join(sorted(FAMILIES))}")
+    cls, where = FAMILIES[name], f"noise family {name}"
+    for key, value in options.items():
+        kind = Items(Number(-1e6, 1e6), 1) if isinstance(value, list) else Number(-1e6, 1e6)
+        untrusted.check({key: value}, Section({key: Text(100) if isinstance(value, str) else kind}), where)
+    table = options.pop("table", None) if cls is VPTable else None
+    wanted = typing.get_type_hints(cls if table is None else VPTable.named)
+    wanted = {k: v for k, v in wanted.items() if k not in ("family", "discrete", "name", "return")}
+    if unknown := sorted(set(options) - set(wanted)):
+        raise ConfigError(f"{where}: unknown option {unknown[0]!r}; expected {sorted(wanted)}")
+    try:
+        options = {key: convert(value, wanted[key]) for key, value in options.items()}
+        made = cls(**options) if table is None else VPTable.named(table, **options)
+        middle = [float(made.alpha(0.5)), float(made.sigma(0.5))]
+    except (ValueError, TypeError, ArithmeticError, IndexError, RuntimeError) as error:
+        raise ConfigError(f"{where}: {shown(options)}: {error}") from error
+    if not all(math.isfinite(m) and m > 0 for m in middle):
+        raise ConfigError(f"{where}: {shown(options)}: signal and noise at t = 0.5 are {middle}, expected above 0")
+    return made

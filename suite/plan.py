@@ -14,6 +14,7 @@ from suite.discovery import MODALITIES, Entry, find, installed
 from suite.errors import ConfigError
 from suite.manager import Active, Manager, load
 from suite.models import ModelFolder
+from suite.path_options import refuse_paths
 from suite.recipe import Recipe
 
 DEFAULT_RECIPE = "balanced"
@@ -82,10 +83,15 @@ def make_plan(
         raise ConfigError(f"cache limit = {cache_limit:g}: expected MiB above 0, e.g. --cache-limit 512")
     entry = find(modality, installed(MODALITIES), "modality")
     cls = entry.load()
-    folder = models.open_folder(model or _default_model(modality, cls.borrows), modality, cls.borrows)
+    folder = models.open_folder(model or _default_model(modality, cls.borrows), modality, cls.borrows, cls.facts)
     borrowed = cls.borrowed if folder.fact("modality") != modality else {}
     defaults = folder.fact("defaults")
-    base = Recipe.from_dict({**defaults, **borrowed} if isinstance(defaults, Mapping) else defaults)
+    described = folder.path / models.DESCRIPTION
+    try:
+        base = Recipe.from_dict({**defaults, **borrowed})
+    except ConfigError as error:
+        raise ConfigError(f"{described}: its defaults: {error}") from error
+    refuse_paths(base, f"{described}")
     complete = _read(wanted, modality, folder.tokens).over(base)
     complete = overrides.over(complete) if overrides else complete
     if complete.steps is None or complete.schedule is None or complete.solver is None:

@@ -7,7 +7,7 @@ import math
 import types
 import typing
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Union
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union
 
 if TYPE_CHECKING:
     from suite.models import ModelFolder
@@ -99,6 +99,37 @@ class Plugin:
         Raises:
             ConfigError: what does not fit, and what would.
         """
+
+
+@dataclasses.dataclass(frozen=True)
+class NamesPath:
+    """Marks an option that names a file or a folder; see `suite.path_options` for what follows from it.
+
+    Attributes:
+        shipped: the folder of `suite/configs` whose names it takes too, such as `grids`; these lead nowhere else.
+        names: further words that it takes.
+    """
+
+    shipped: str = ""
+    names: tuple[str, ...] = ()
+
+
+PathOption = Annotated[str, NamesPath()]
+"""The type of an option that names a file or a folder: a recipe that somebody else wrote may not set it."""
+
+
+def path_options(cls: type) -> dict[str, NamesPath]:
+    """The options of a plugin class that name files or folders."""
+    hints = typing.get_type_hints(cls, include_extras=True) if dataclasses.is_dataclass(cls) else {}
+    found = {f.name: _marker(hints[f.name]) for f in dataclasses.fields(cls)} if hints else {}
+    return {name: marker for name, marker in found.items() if marker is not None}
+
+
+def _marker(annotation: Any) -> NamesPath | None:
+    """The marker of an annotation or of a part of it, as in `PathOption | None`."""
+    marks = [m for m in getattr(annotation, "__metadata__", ()) if isinstance(m, NamesPath)]
+    inside = (m for part in typing.get_args(annotation) if (m := _marker(part)))
+    return marks[0] if marks else next(inside, None)
 
 
 def options_of(cls: type) -> dict[str, tuple[Any, Any]]:

@@ -28,6 +28,7 @@ class RequestOption:
         default: None leaves it to the model.
         low, high: inclusive range of numbers; a model may allow less and says so itself.
         choices: of a text.
+        path: it names a file or a folder, so a replay does not take it from the result.
     """
 
     name: str
@@ -37,6 +38,7 @@ class RequestOption:
     low: float | None = None
     high: float | None = None
     choices: tuple[str, ...] = ()
+    path: bool = False
 
     def check(self, value: Any) -> Value:
         """The value, as `kind`.

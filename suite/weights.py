@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from suite import untrusted
 from suite.errors import ConfigError
 from suite.finite import load_finite
 from suite.input_file import check, read_json
 from suite.patches_as_products import patches_as_products
+from suite.untrusted import NAME, Items, Number, Section, Table, Text, scalars, shown
 
+INDEX = Section({"weight_map": Table(Text(200, r"[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors", "a file beside it"), 10**6)})
+"""An index of weights: the files lie beside it, and nowhere else."""
+CONFIG = Section({}, {"_class_name": NAME, "architectures": Items(NAME, 1, 16)})
+"""What of a network's description is ours to read."""
+FACTORIES = ("empty", "empty_strided", "zeros", "ones", "full", "rand", "randn", "arange", "linspace", "eye")
+ROOM = 512 * 2**20
+"""Bytes that a network may take beside its weights: tables of positions and masks."""
 FILES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 
 
@@ -39,7 +51,7 @@ def load_network(folder: Path, device: str, dtype: torch.dtype, given: Mapping[s
             break
     else:
         raise ConfigError(f"{folder} has no weights; expected {FILES[0]}")
-    kept = {} if "_class_name" in config else _constants(module)
+    kept = {} if config.get("_class_name") else _constants(module)
     # nn.Module's own `to`: diffusers' override logs advice that is meant for from_pretrained.
     module = nn.Module.to(module, device=device, dtype=dtype).eval().requires_grad_(False)
     for name, constant in kept.items():
@@ -88,26 +100,25 @@ def _parts(weights: Path) -> list[Path]:
     """The safetensors files that hold the weights: one, or those of an index."""
     if weights.suffix != ".json":
         return [weights]
-    content = read_json(weights, "index of weights")
-    try:
-        names = content["weight_map"].values()
-        return [weights.parent / name for name in sorted(set(names))]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{weights} is not an index of weights: {error!r}") from error
+    content = untrusted.check(read_json(weights, "index of weights"), INDEX, f"{weights} is not an index of weights")
+    return [weights.parent / name for name in sorted(set(content["weight_map"].values()))]
 
 
 def _config(folder: Path) -> dict:
     file = folder / "config.json"
     if not file.is_file():
         raise ConfigError(f"{folder} is not a network folder: it has no config.json")
-    config = read_json(file, "network description")
-    if "_class_name" not in config and not config.get("architectures"):
+    config = untrusted.check(read_json(file, "network description"), CONFIG, str(file))
+    if not config.get("_class_name") and not config.get("architectures"):
         raise ConfigError(f"{file} names neither _class_name (diffusers) nor architectures (transformers)")
+    for number in scalars(config):
+        if type(number) in (int, float):
+            untrusted.check(number, Number(-(2**31), 2**31), f"{file} holds too large a number")
     return config
 
 
 def _build(folder: Path, config: dict) -> nn.Module:
-    library = "diffusers" if "_class_name" in config else "transformers"
+    library = "diffusers" if config.get("_class_name") else "transformers"
     name = config["_class_name"] if library == "diffusers" else config["architectures"][0]
     try:
         package = importlib.import_module(library)
@@ -115,9 +126,57 @@ def _build(folder: Path, config: dict) -> nn.Module:
         extra = "image" if library == "diffusers" else "text"
         raise ConfigError(f"{library} is missing; pip install 'efficient-diffusion-suite[{extra}]'") from error
     cls = getattr(package, name, None)
-    if cls is None:
-        raise ConfigError(f"{folder / 'config.json'}: {library} has no class {name!r}")
+    makes = "from_config" if library == "diffusers" else "config_class"
+    if not (isinstance(cls, type) and issubclass(cls, nn.Module) and getattr(cls, makes, None)):
+        raise ConfigError(f"{folder / 'config.json'}: {library} has no network {shown(name)}")
+    return built(lambda: _made(cls, library, config), folder / "config.json", _bytes(folder))
+
+
+def _made(cls: Any, library: str, config: dict) -> nn.Module:
+    return cls.from_config(config) if library == "diffusers" else cls(cls.config_class.from_dict(config))
+
+
+def built(make: Callable[[], nn.Module], config: Path, held: int) -> nn.Module:
+    """The network that a description gives, as long as it is not far larger than the `held` bytes of its weights.
+
+    Raises:
+        ConfigError: it is, or the library refuses the description.
+    """
     try:
-        return cls.from_config(config) if library == "diffusers" else cls(cls.config_class.from_dict(config))
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{folder / 'config.json'}: {name} refuses it: {error}") from error
+        with Allowance(4 * held + ROOM):
+            return make()
+    except ConfigError as error:
+        raise ConfigError(f"{config}: {error}") from error
+    except Exception as error:  # the libraries check little of a description, and fail anywhere
+        raise ConfigError(
+            f"{config}: no network can be made of it: {type(error).__name__}: {shown(str(error))[1:-1]}"
+        ) from error
+
+
+class Allowance(TorchDispatchMode):
+    """Refuses tensors that take more bytes in all than a network of these weights can need, before they are made."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most, self.made = most, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if name in FACTORIES:
+            size = args[0] if args and isinstance(args[0], list | tuple) else ()
+            count = math.prod(size) if size else _length(args) if name == "arange" else 1
+            self.made += 4 * count + 64
+            if self.made > self.most:
+                raise ConfigError("it describes a network far larger than its weights")
+        return func(*args, **(kwargs or {}))
+
+
+def _length(args: Any) -> int:
+    """Of `arange(end)` or `arange(start, end, step)`."""
+    numbers = [a for a in args if isinstance(a, int | float)]
+    low, high, step = (0, *numbers[:1], 1) if len(numbers) == 1 else (*numbers, 1)[:3] if numbers else (0, 0, 1)
+    return max(0, int((high - low) / (step or 1)))
+
+
+def _bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from suite.errors import ConfigError
 from suite.modality import Modality
 from suite.request import RequestOption
+from suite.untrusted import Items, Kind, Whole
 
 if TYPE_CHECKING:  # the file endings are checked before torch is loaded
     import torch
@@ -39,6 +40,7 @@ class Audio(Modality):
         RequestOption("seconds", float, "Length; what the model makes beyond it is cut.", None, 0.25, 2.048),
     )
     interface: ClassVar[tuple[str, ...]] = (*Modality.interface, "fold")
+    facts: ClassVar[Mapping[str, Kind]] = MappingProxyType({"fold": Items(Whole(1, 1024), 2, 2)})
     calibration_prompts: ClassVar[tuple[str, ...]] = (
         "a slow melody on a violin", "a fast rock drum beat", "the word seven, female voice", "a cowbell",
     )  # fmt: skip
@@ -56,10 +58,8 @@ class Audio(Modality):
         self.folder = folder
         self.device = device
         self.dtype = dtype
-        patch = folder.fact("fold")
-        if not (isinstance(patch, list) and all(isinstance(n, int) for n in patch)):
-            raise ConfigError(f"model {folder.name}: fold {patch!r} in suite.json; expected [bands, frames]")
-        self.fold: tuple[int, int] = tuple(patch)
+        bands, frames = folder.fact("fold")
+        self.fold: tuple[int, int] = (bands, frames)
         self.shape = folded_shape(self.fold)
         self.noise = noise.from_config(folder.fact("noise"))
         self.prediction = Prediction.named(folder.fact("prediction"))

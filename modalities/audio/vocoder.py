@@ -20,9 +20,11 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from suite.errors import ConfigError
-from suite.input_file import read_json
+from suite.input_file import is_file, read_json
 from suite.modalities.audio.mel import BANDS, HOP, WINDOW, filterbank, sound_of, spectrum, to_logarithm
-from suite.weights import load_weights
+from suite.untrusted import Section
+from suite.untrusted import check as check_kind
+from suite.weights import built, load_weights
 
 BINS = WINDOW // 2 + 1
 LOUDEST = 5.6
@@ -88,10 +90,8 @@ def open_vocoder(folder: Path, device: str) -> Vocoder:
     if not config.exists():
         raise ConfigError(f"{folder} is not a vocoder: it has no config.json")
     content = read_json(config, "vocoder description")
-    try:
-        network = Vocoder.from_config(content)
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"{config} does not describe a vocoder: {error}") from error
+    check_kind(content, Section({}), str(config))
+    network = built(lambda: Vocoder.from_config(content), config, weights.stat().st_size if is_file(weights) else 0)
     assert isinstance(network, Vocoder)
     load_weights(network, weights, "the vocoder")
     # nn.Module's own `to`: diffusers' override logs advice that is meant for from_pretrained.

@@ -14,6 +14,7 @@ from PIL.PngImagePlugin import PngImageFile, PngInfo
 
 from suite.errors import ConfigError
 from suite.modality import Modality
+from suite.untrusted import parse_json
 
 if TYPE_CHECKING:  # the file endings are checked before torch is loaded
     import torch
@@ -118,7 +119,7 @@ class Image(Modality):
             text = picture.text.get(KEY) if isinstance(picture, PngImageFile) else None
         if text is None:
             raise ConfigError(f"{path} was not made by this suite: it has no PNG text chunk {KEY!r}")
-        return json.loads(text)
+        return parse_json(text, f"{path}: its metadata")
 
     @classmethod
     def check(cls, folder: ModelFolder, request: Request) -> None:

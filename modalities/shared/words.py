@@ -50,7 +50,7 @@ def prompt_warnings(folder: ModelFolder, request: Request) -> list[str]:
 def text_length(folder: ModelFolder) -> int:
     """Tokens that the model reads, marks included."""
     text = folder.facts.get("text")
-    return int(text.get("length", LENGTH)) if isinstance(text, dict) else LENGTH
+    return int(text.get("length") or LENGTH) if isinstance(text, dict) else LENGTH
 
 
 @lru_cache(maxsize=1024)

@@ -14,6 +14,8 @@ from suite.modalities.text import vocabulary
 from suite.modalities.text.sources import plain
 from suite.modality import Modality
 from suite.request import Request, RequestOption
+from suite.untrusted import Items, Kind, OneOf, Whole, parse_json
+from suite.untrusted import Text as TextKind
 
 if TYPE_CHECKING:  # the file endings are checked before torch is loaded
     import torch
@@ -42,6 +44,15 @@ class Text(Modality):
     reads: ClassVar[tuple[str, ...]] = (TEXT,)
     printable: ClassVar[bool] = True
     interface: ClassVar[tuple[str, ...]] = (*Modality.interface, "family")
+    facts: ClassVar[Mapping[str, Kind]] = MappingProxyType(
+        {
+            "family": OneOf(FAMILIES),
+            "lengths": Items(Whole(1, 65_536), 2, 2),
+            "width": Whole(1, 65_536),
+            "embeddings": TextKind(100),
+            "outputs": Whole(1, 10**7),
+        }
+    )
     vocabulary: ClassVar[str] = "tokenizer.json"
     calibration_prompts: ClassVar[tuple[str, ...]] = (
         "disaster (noun)", "run (verb)", "sentence: water", "speech: peace, nations",
@@ -281,7 +292,7 @@ class Text(Modality):
 
 def _record(line: str, place: Path) -> dict[str, Any]:
     """A text with its metadata. ConfigError if a line says none."""
-    content = json.loads(line)
+    content = parse_json(line, f"{place}: its metadata")
     if not isinstance(content, dict) or "suite" not in content or not isinstance(content.get("text"), str):
         raise ConfigError(f"{place} was not made by this suite: it has no keys 'suite' and 'text'")
     return content

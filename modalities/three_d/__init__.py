@@ -15,6 +15,7 @@ from suite.errors import ConfigError, EmptyError
 from suite.modalities.three_d import files
 from suite.modality import Modality
 from suite.request import Request, RequestOption
+from suite.untrusted import Kind, Text
 
 if TYPE_CHECKING:  # the file endings and options are asked for before torch is loaded
     import torch
@@ -54,6 +55,7 @@ class ThreeD(Modality):
     beside: ClassVar[tuple[str, ...]] = (".preview.png", ".log.csv", ".turntable.mp4", ".turntable.gif")
     driver: ClassVar[str] = "distill"
     borrows: ClassVar[tuple[str, ...]] = ("image",)
+    facts: ClassVar[Mapping[str, Kind]] = MappingProxyType({"camera": Text(100)})
     #: Distillation looks for one object that all views agree on, and needs more guidance than sampling does.
     borrowed: ClassVar[Mapping[str, Any]] = MappingProxyType({"guidance": 10.0})
     options: ClassVar[tuple[RequestOption, ...]] = (

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from suite.errors import ConfigError
 from suite.modality import Modality
 from suite.request import RequestOption
+from suite.untrusted import Items, Kind, Number, OneOf, Section, Whole
 
 if TYPE_CHECKING:  # the file endings are checked before torch is loaded
     import torch
@@ -35,6 +36,20 @@ class Video(Modality):
         RequestOption("loops", int, "How often an .mp4 shows the loop; the other files repeat it for ever.", 1, 1, 100),
     )
     interface: ClassVar[tuple[str, ...]] = (*Modality.interface, "clip", "codec")
+    facts: ClassVar[Mapping[str, Kind]] = MappingProxyType(
+        {
+            "clip": Items(Whole(1, 4096), 4, 4),
+            "codec": Section(
+                {
+                    "kind": OneOf(("dct-tubes",)),
+                    "length": Whole(1, 1024),
+                    "gain": Number(1e-3, 1e3),
+                    "shared": Number(0, 0.999),
+                }
+            ),
+            "rate": Number(0.5, 120),
+        }
+    )
     calibration_prompts: ClassVar[tuple[str, ...]] = ("a butterfly", "a person running", "a winking face", "a rocket")
     headline: ClassVar[Mapping[str, int]] = MappingProxyType(
         {"frames_frechet": -1, "changes_frechet": -1, "alignment": 1}
@@ -54,8 +69,6 @@ class Video(Modality):
         self.shape = _whole(folder, "shape", 4)
         self.clip = _whole(folder, "clip", 4)
         codec = folder.fact("codec")
-        if not isinstance(codec, Mapping) or codec.get("kind") != "dct-tubes":
-            raise ConfigError(f"model {folder.name}: codec {codec!r} in suite.json; expected kind dct-tubes")
         self.tube, self.gain = int(codec["length"]), float(codec["gain"])
         self.shared = float(codec["shared"])
         if self.shape != (self.clip[0] * self.tube, self.clip[1] // self.tube, *self.clip[2:]) or self.clip[0] != 4:
@@ -102,7 +115,7 @@ class Video(Modality):
         levels = ((clips[:, :, keep].clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 4, 1)
         rate, loops = request.options.get("rate"), request.options.get("loops")
         if rate is None:  # fewer frames of the same loop: it keeps its length
-            rate = float(self.folder.facts.get("rate", 8)) * count / self.clip[1]
+            rate = float(self.folder.facts.get("rate") or 8) * count / self.clip[1]
         return [
             Clip(row[..., :3].copy(), row[..., 3].copy(), float(rate), int(loops or 1)) for row in levels.cpu().numpy()
         ]

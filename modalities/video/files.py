@@ -21,6 +21,7 @@ from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
 
 from suite.errors import ConfigError
 from suite.output import RECORD
+from suite.untrusted import parse_json
 
 SUFFIXES = (".mp4", ".webp", ".gif", ".frames")
 DIGEST = "frames_sha256"
@@ -108,7 +109,9 @@ def read_metadata(path: Path) -> Mapping[str, Any]:
         raise ConfigError(f"{path} is not a readable clip: {error}") from error
     if not text:
         raise ConfigError(f"{path} was not made by this suite: it holds no metadata of it")
-    found = json.loads(text)
+    found = parse_json(text, f"{path}: its metadata")
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path}: its metadata is no object")
     for own in ("rate",) * (suffix == ".frames") + (DIGEST,) * (suffix == ".mp4"):
         found.pop(own, None)
     return found

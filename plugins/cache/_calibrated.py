@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from suite import cache_file
 from suite.cache_file import CacheFile
 from suite.errors import ConfigError
-from suite.plugin import Plugin
+from suite.plugin import NamesPath, Plugin
 
 if TYPE_CHECKING:
     from suite.models import ModelFolder
     from suite.recipe import Recipe
     from suite.run import Run
+
+
+CalibrationOption = Annotated[str, NamesPath("calibrations")]
+"""The type of an option that names a calibration's file, or a calibration that comes with the suite."""
 
 
 class Calibrated(Plugin):

@@ -5,6 +5,9 @@
 
 A stamp says what an entry is good for (weights, recipe, grid, shape), so another model's entries are never seen. Every
 entry carries the sha256 of its tensors. All changes are made under one lock, and files are renamed into place.
+
+Others may write into the folder too. So only regular files directly in its sub-folders are entries, by names that lead
+nowhere else; whatever the index says, nothing else is read, replaced or deleted.
 """
 
 from __future__ import annotations
@@ -13,6 +16,9 @@ import atexit
 import contextlib
 import hashlib
 import json
+import os
+import re
+import stat
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
@@ -21,9 +27,11 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from suite import temporary
+from suite import temporary, untrusted
 from suite.errors import ConfigError
+from suite.input_file import read_json
 from suite.output import write, write_text
+from suite.untrusted import Section, Table, Whole, shown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,6 +42,10 @@ SUFFIX = ".safetensors"
 WAIT = 30.0
 """Seconds to wait for another process's lock."""
 MIB = 2**20
+ENTRY = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}"
+"""A stamp, and a name without its ending: they begin with no dot, so temporary files are none."""
+ROWS = Table(Section(dict.fromkeys(("saves", "uses", "bytes", "made"), Whole(0, 2**50))), 10**6)
+"""The entries of an index."""
 
 
 @cache
@@ -82,26 +94,49 @@ class Store:
 
     # ---- reading -----------------------------------------------------------------------------------
 
-    def vectors(self, stamp: str) -> tuple[list[str], Tensor]:
-        """Names of all entries with this stamp, and their vectors [n, D] float32, which `take` still has to verify."""
+    def vectors(self, stamp: str, width: int | None = None, pattern: str = ENTRY) -> tuple[list[str], Tensor]:
+        """Names of all entries with this stamp, and their vectors [n, D] float32, which `take` still has to verify.
+
+        Args:
+            width: D; an entry with another is dropped.
+            pattern: of the names; files of other names are left alone.
+        """
         import torch
 
         names, rows = [], []
-        for path in sorted((self.folder / stamp).glob(f"*{SUFFIX}")):
+        for path in entries(self.folder, stamp):
+            if not re.fullmatch(pattern, path.name.removesuffix(SUFFIX)):
+                continue
             if path not in self._vectors:
                 tensors = self._read(path, only="vector")
+                if tensors is not None:
+                    vector = tensors["vector"]
+                    width = vector.numel() if width is None else width
+                    if unfit := _unfit("vector", vector, torch.zeros(width)):
+                        self._warn(path, unfit)
+                        tensors = None
                 if tensors is None:
-                    self._drop(stamp, path)
+                    self.drop(stamp, path.name.removesuffix(SUFFIX))
                     continue
                 self._vectors[path] = tensors["vector"]
             names.append(path.name.removesuffix(SUFFIX))
             rows.append(self._vectors[path])
         return names, torch.stack(rows) if rows else torch.zeros(0, 0)
 
-    def take(self, stamp: str, name: str) -> dict[str, Tensor] | None:
-        """An entry that is whole, counted as used; None (and gone, with a warning) if it is damaged."""
+    def take(self, stamp: str, name: str, like: Mapping[str, Tensor] | None = None) -> dict[str, Tensor] | None:
+        """An entry that is whole, counted as used; None (and gone, with a warning) if it is damaged.
+
+        Args:
+            like: what it must hold: tensors of these names, shapes and types, finite.
+        """
         path = self.folder / stamp / f"{name}{SUFFIX}"
         tensors = self._read(path)
+        if tensors is not None and like is not None:
+            unfit = "" if tensors.keys() == like.keys() else f"it holds {', '.join(sorted(tensors)) or 'nothing'}"
+            unfit = unfit or next((u for key in like if (u := _unfit(key, tensors[key], like[key]))), "")
+            if unfit:
+                self._warn(path, unfit)
+                tensors = None
         with self._unwritable(), self._locked():
             index = self._index()
             row = index.get(f"{stamp}/{name}")
@@ -109,21 +144,33 @@ class Store:
                 row["uses"] += 1
                 self._write(index)
         if tensors is None:
-            self._drop(stamp, path)
+            self.drop(stamp, name)
         return tensors
 
-    def _drop(self, stamp: str, path: Path) -> None:
+    def drop(self, stamp: str, name: str) -> None:
+        """Delete an entry."""
         with self._unwritable(), self._locked():
             index = self._index()
-            self._vectors.pop(path, None)
-            path.unlink(missing_ok=True)
-            index.pop(f"{stamp}/{path.name.removesuffix(SUFFIX)}", None)
+            self._delete(f"{stamp}/{name}")
+            index.pop(f"{stamp}/{name}", None)
             self._write(index)
+
+    def _delete(self, key: str) -> None:
+        """Unlink the file of an entry, which must be a regular one directly in a sub-folder of the store."""
+        path = self.folder / f"{key}{SUFFIX}"
+        self._vectors.pop(path, None)
+        if _is_key(key) and is_entry(path):
+            path.unlink(missing_ok=True)
+
+    def _warn(self, path: Path, why: str) -> None:
+        warnings.warn(f"{self.name}: {path} is damaged and was dropped: {why}", stacklevel=3)
 
     def _read(self, path: Path, only: str = "") -> dict[str, Tensor] | None:
         """The tensors of a file, or one of them, unverified; None if it cannot be read, or is not what was written."""
         from safetensors import SafetensorError, safe_open
 
+        if not is_entry(path):  # another process evicted it, or it is a link, which is not followed
+            return None
         try:
             with safe_open(path, "pt") as box:
                 if only:
@@ -133,10 +180,10 @@ class Store:
         except FileNotFoundError:  # another process evicted it
             return None
         except (SafetensorError, OSError) as error:
-            warnings.warn(f"{self.name}: {path} is damaged and was dropped: {error}", stacklevel=2)
+            self._warn(path, shown(str(error))[1:-1])
             return None
         if said != _marks(path, tensors):
-            warnings.warn(f"{self.name}: {path} is damaged and was dropped: its content has changed", stacklevel=2)
+            self._warn(path, "its content has changed")
             return None
         return tensors
 
@@ -150,7 +197,10 @@ class Store:
         with self._unwritable(), self._locked():
             index = self._index()
             key = f"{stamp}/{name}"
-            if key in index and path.exists():
+            if key in index and is_entry(path):
+                return False
+            if os.path.lexists(path.parent) and not stat.S_ISDIR(os.lstat(path.parent).st_mode):
+                warnings.warn(f"{self.name}: {path.parent} is no folder, so nothing is stored there", stacklevel=2)
                 return False
             path.parent.mkdir(exist_ok=True)
             kept = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
@@ -158,8 +208,7 @@ class Store:
             made = 1 + max((row["made"] for row in index.values()), default=0)
             index[key] = {"saves": saves, "uses": 1, "bytes": path.stat().st_size, "made": made}
             for worst in evicted(index, self.limit):
-                (self.folder / f"{worst}{SUFFIX}").unlink(missing_ok=True)
-                self._vectors.pop(self.folder / f"{worst}{SUFFIX}", None)
+                self._delete(worst)
                 del index[worst]
             self._write(index)
             return True
@@ -194,8 +243,11 @@ class Store:
     def _locked(self) -> Iterator[None]:
         from filelock import FileLock, Timeout
 
+        lock = self.folder / ".lock"
+        if os.path.lexists(lock) and not stat.S_ISREG(os.lstat(lock).st_mode):
+            raise ConfigError(f"{self.name}: {lock} is no regular file; delete it, or name another folder")
         try:
-            with FileLock(self.folder / ".lock", timeout=WAIT):
+            with FileLock(lock, timeout=WAIT):
                 yield
         except Timeout as error:
             raise ConfigError(
@@ -204,23 +256,24 @@ class Store:
             ) from error
 
     def _index(self) -> dict[str, dict[str, int]]:
-        file = self.folder / INDEX
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-            if content["format"] != FORMAT:
-                raise ConfigError(
-                    f"{self.name}: the store {self.folder} is of format {content['format']!r}, expected {FORMAT!r}; "
-                    "name another folder, or delete it"
-                )
-            rows = content["entries"]
-            if all({"saves", "uses", "bytes", "made"} <= row.keys() for row in rows.values()):
+        file, damage = self.folder / INDEX, ""
+        if os.path.lexists(file):
+            try:
+                content = untrusted.check(read_json(file, "index"), Section({"entries": ROWS}), str(file))
+                if all(map(_is_key, content["entries"])) and "format" in content:
+                    rows = content["entries"]
+                else:
+                    raise ConfigError("an entry names no file of the store, or it says no format")
+            except ConfigError as error:
+                damage = f"{self.name}: {file} is damaged and was made anew; counts of uses are lost: {error}"
+            else:
+                if content["format"] != FORMAT:
+                    raise ConfigError(
+                        f"{self.name}: the store {self.folder} is of format {shown(content['format'])}, expected "
+                        f"{FORMAT!r}; name another folder, or delete it"
+                    )
                 return rows
-            raise ValueError("an entry is not whole")
-        except FileNotFoundError:
-            damage = ""
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            damage = f"{self.name}: {file} is damaged and was made anew; counts of uses are lost: {error}"
-        files = sorted(self.folder.glob(f"*/*{SUFFIX}"))
+        files = entries(self.folder)
         if damage:
             warnings.warn(damage, stacklevel=2)
         elif any(not p.name.startswith(".") for p in self.folder.iterdir()):
@@ -242,6 +295,31 @@ class Store:
 
     def _write(self, index: Mapping[str, Any]) -> None:
         write_text(self.folder / INDEX, json.dumps({"format": FORMAT, "entries": index}, indent=0))
+
+
+def entries(folder: Path, stamp: str = "*") -> list[Path]:
+    """The files of all entries, or of those with a stamp: regular ones by names of entries, links not followed."""
+    found = (p for p in folder.glob(f"{stamp}/*{SUFFIX}") if _is_key(f"{p.parent.name}/{p.name.removesuffix(SUFFIX)}"))
+    return sorted(p for p in found if is_entry(p))
+
+
+def is_entry(path: Path) -> bool:
+    """Whether a path is a regular file in a folder, both without following links."""
+    try:
+        return stat.S_ISREG(os.lstat(path).st_mode) and stat.S_ISDIR(os.lstat(path.parent).st_mode)
+    except (OSError, ValueError):
+        return False
+
+
+def _is_key(key: str) -> bool:
+    return re.fullmatch(f"{ENTRY}/{ENTRY}", key) is not None
+
+
+def _unfit(name: str, tensor: Tensor, like: Tensor) -> str:
+    """Why a tensor of an entry is not one like this; empty if it is."""
+    if tensor.shape != like.shape or tensor.dtype != like.dtype:
+        return f"{name} is {tensor.dtype} {list(tensor.shape)}, expected {like.dtype} {list(like.shape)}"
+    return "" if not tensor.is_floating_point() or tensor.isfinite().all() else f"{name} is not finite"
 
 
 def _marks(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, str]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from suite.errors import ConfigError
 from suite.hookspecs import hookimpl
 from suite.plugins.cache import _calibrated
-from suite.plugins.cache._calibrated import Calibrated
+from suite.plugins.cache._calibrated import Calibrated, CalibrationOption
 from suite.plugins.cache._scheduled import UNIT, Scheduled, leaves, parts_of, rebuilt, table, wrap_of
 from suite.wrap import Wrap, WrapReport
 
@@ -100,7 +100,7 @@ class BlockCache(Calibrated):
         ConfigError: no calibration, or one of another model or run; from the hook, other parts.
     """
 
-    file: str | None = None
+    file: CalibrationOption | None = None
     threshold: float | None = None
     adjust: bool = True
 

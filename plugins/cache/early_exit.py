@@ -11,7 +11,7 @@ from suite import cache_file
 from suite.call import Call, active_call
 from suite.errors import ConfigError
 from suite.hookspecs import hookimpl
-from suite.plugins.cache._calibrated import Calibrated
+from suite.plugins.cache._calibrated import Calibrated, CalibrationOption
 from suite.plugins.cache._chain import OTHERWISE, argument, argument_names, chain_of, states_of
 from suite.wrap import Wrap, WrapReport, reuse
 
@@ -92,7 +92,7 @@ class EarlyExit(Calibrated):
     """
 
     depth: tuple[float, ...] = (0.75, 1.0)
-    file: str | None = None
+    file: CalibrationOption | None = None
 
     called = NAME
     summary = "run only the first blocks at noisy times"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from suite.errors import ConfigError
 from suite.hookspecs import hookimpl
-from suite.plugins.cache._calibrated import Calibrated
+from suite.plugins.cache._calibrated import Calibrated, CalibrationOption
 from suite.plugins.cache._scheduled import UNIT, Scheduled, parts_of, table, wrap_of
 from suite.wrap import Wrap, WrapReport
 
@@ -41,7 +41,7 @@ class Learned(Calibrated):
         ConfigError: no routers, or those of another model or run; from the hook, other parts.
     """
 
-    file: str | None = None
+    file: CalibrationOption | None = None
     threshold: float = 0.5
 
     called = NAME

@@ -11,7 +11,7 @@ from suite.call import Call
 from suite.errors import ConfigError
 from suite.hookspecs import hookimpl
 from suite.plugins.cache import _calibrated
-from suite.plugins.cache._calibrated import Calibrated
+from suite.plugins.cache._calibrated import Calibrated, CalibrationOption
 from suite.plugins.cache._residual import UNIT, Residual
 from suite.plugins.cache._shared import size
 from suite.wrap import Wrap, WrapReport
@@ -115,7 +115,7 @@ class MagCache(Calibrated):
     """
 
     threshold: float = 0.06
-    file: str | None = None
+    file: CalibrationOption | None = None
     max_skip: int = 3
     retention: float = 0.2
 

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from suite.errors import ConfigError
 from suite.hookspecs import hookimpl
-from suite.plugin import Plugin
+from suite.plugin import PathOption, Plugin
 from suite.wrap import Wrap, WrapReport, reuse
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
     from suite.denoiser import Cond
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from suite.sampler import Problem, Sampler
 
 UNIT = "steps skipped or states stored (rows x steps)"
+ENTRY = r"[0-9a-f]{16}\.[0-9]{1,19}\.[0-9]{1,5}"
+"""Names of entries; see `entry_name`."""
 SAME = 1 - 1e-6
 """Similarity from which two prompts are the same one."""
 
@@ -88,7 +92,7 @@ class Nirvana(Plugin):
             or one state is larger than the limit.
     """
 
-    store: str = ""
+    store: PathOption = ""
     similarity: tuple[float, ...] = (0.65, 0.75, 0.85, 0.9, 0.95)
     shares: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5)
     limit_mib: float = 256.0
@@ -150,7 +154,11 @@ class Nirvana(Plugin):
             )
         check_fits("nirvana", problem, tally.store, 1)
         stamp = stamp_of(problem)
-        rows = [self._find(v, s, stamp, steps, tally) for v, s in zip(vectors, problem.rng.seeds, strict=True)]
+        kinds = [
+            {"vector": vectors[row], "state": problem.x[row].cpu(), "stream": problem.rng.generators[row].get_state()}
+            for row in range(len(vectors))
+        ]
+        rows = [self._find(k, s, stamp, steps, tally) for k, s in zip(kinds, problem.rng.seeds, strict=True)]
         tally.steps = steps
         tally.found = [(f.level, f.similarity) for f in rows]
         groups: dict[int, list[int]] = defaultdict(list)
@@ -200,11 +208,16 @@ class Nirvana(Plugin):
             tally.skipped += level * len(found)
         return inner(replace(part, solver=solver))
 
-    def _find(self, vector: Tensor, seed: int, stamp: str, steps: int, tally: _Tally) -> _Found:
-        """The start of one row: of its own trajectory if that is stored, else of the most similar prompt."""
+    def _find(self, like: Mapping[str, Tensor], seed: int, stamp: str, steps: int, tally: _Tally) -> _Found:
+        """The start of one row: of its own trajectory if that is stored, else of the most similar prompt.
+
+        Args:
+            like: a stored state of this row, as far as its kind goes; its vector is the row's own.
+        """
         import torch
 
-        names, known = tally.store.vectors(stamp)
+        vector = like["vector"]
+        names, known = tally.store.vectors(stamp, vector.numel(), ENTRY)
         if not names:
             return _Found()
         cosines = known @ vector.cpu()
@@ -217,11 +230,25 @@ class Nirvana(Plugin):
             theirs, passed = named(names[index])
             if passed != level or (similarity >= SAME and theirs != seed):
                 continue
-            entry = tally.store.take(stamp, names[index])
+            entry = tally.store.take(stamp, names[index], like)
             if entry is None or not torch.equal(entry["vector"], known[index]):
+                continue
+            if not _is_stream(entry["stream"]):
+                tally.store.drop(stamp, names[index])
                 continue
             return _Found(level, similarity, entry["state"], entry["stream"] if similarity >= SAME else None)
         return _Found()
+
+
+def _is_stream(state: Tensor) -> bool:
+    """Whether a generator takes this state."""
+    import torch
+
+    try:
+        torch.Generator().set_state(state)
+    except RuntimeError:
+        return False
+    return True
 
 
 def prompt_vectors(cond: Cond) -> Tensor | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from suite.errors import ConfigError
 from suite.hookspecs import hookimpl
-from suite.plugin import Plugin
+from suite.plugin import PathOption, Plugin
 from suite.wrap import Wrap, WrapReport, reuse
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class ReDi(Plugin):
         ConfigError: the folder cannot be used, or one pair is larger than the limit.
     """
 
-    store: str = ""
+    store: PathOption = ""
     early: float = 0.2
     late: float = 0.6
     radius: float = 0.05
@@ -169,14 +169,15 @@ class ReDi(Plugin):
         """x_v of the stored trajectory whose x_k is nearest, if it is near enough."""
         import torch
 
-        names, known = tally.store.vectors(stamp)
+        mine = x.float().flatten()
+        names, known = tally.store.vectors(stamp, mine.numel(), r"[0-9a-f]{24}")
         if not names:
             return None
-        distance = (known - x.float().flatten()).square().mean(1).sqrt()
+        distance = (known - mine).square().mean(1).sqrt()
         for index in distance.argsort(stable=True).tolist():
             if float(distance[index]) > self.radius:
                 break
-            entry = tally.store.take(stamp, names[index])
+            entry = tally.store.take(stamp, names[index], {"vector": mine, "state": x})
             if entry is not None and torch.equal(entry["vector"], known[index]):
                 tally.distances.append(float(distance[index]))
                 return entry["state"]

@@ -9,7 +9,7 @@ from suite.call import Call
 from suite.errors import ConfigError
 from suite.hookspecs import hookimpl
 from suite.plugins.cache import _calibrated
-from suite.plugins.cache._calibrated import Calibrated
+from suite.plugins.cache._calibrated import Calibrated, CalibrationOption
 from suite.plugins.cache._chain import row_means
 from suite.plugins.cache._residual import UNIT, Residual
 from suite.plugins.cache._shared import size
@@ -168,7 +168,7 @@ class TeaCache(Calibrated):
     """
 
     threshold: float = 0.15
-    file: str | None = None
+    file: CalibrationOption | None = None
     warmup: int = 1
     last: int = 0
     max_consecutive: int | None = None

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from suite.errors import ConfigError
 from suite.hookspecs import hookimpl
-from suite.plugin import Plugin
+from suite.plugin import NamesPath, Plugin
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,7 +35,7 @@ class Experts(Plugin):
         bounds: the lower end of each one's range, in (0, 1), decreasing.
     """
 
-    models: str
+    models: Annotated[str, NamesPath("models", ("same",))]
     bounds: tuple[float, ...]
 
     summary = "a network for each range of times; the model in use has the last"

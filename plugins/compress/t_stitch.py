@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from suite.errors import ConfigError
 from suite.hookspecs import hookimpl
-from suite.plugin import Plugin
+from suite.plugin import NamesPath, Plugin
 
 if TYPE_CHECKING:
     from suite.call import Call
@@ -32,7 +32,7 @@ class TStitch(Plugin):
         share: of the steps that it takes; 0 is none, 1 is all.
     """
 
-    model: str
+    model: Annotated[str, NamesPath("models", ("same",))]
     share: float = 0.4
 
     summary = "a small network takes the first steps, the model in use the rest"

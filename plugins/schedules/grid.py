@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from suite import grid as grids
 from suite.errors import ConfigError
 from suite.hookspecs import hookimpl
-from suite.plugin import Plugin
+from suite.plugin import NamesPath, Plugin
 from suite.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Grid(Plugin):
         file: path of the file, or name of a grid that comes with the suite.
     """
 
-    file: str
+    file: Annotated[str, NamesPath("grids")]
 
     summary = "a grid that was fitted to the model, from a file"
     paper = "see `suite schedule optimize --help`"

@@ -192,7 +192,7 @@ DAMAGE = {
     "description is a list": (lambda m: (m / "suite.json").write_text("[]"), "expected an object"),
     "no modality": (change_facts(modality=None), "says nothing about 'modality'"),
     "no defaults": (change_facts(defaults=None), "says nothing about 'defaults'"),
-    "wrong defaults": (change_facts(defaults=3), "expected a mapping like `steps: 20`, got int"),
+    "wrong defaults": (change_facts(defaults=3), "defaults is 3, expected an object"),
 }
 
 

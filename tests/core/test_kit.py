@@ -520,3 +520,18 @@ def test_tiny_depends_on_its_seed_alone() -> None:
     got = replace(one, guidance=1.0).generate((0, 1))
     assert got.counter.nfe == got.counter.depth == one.steps
     assert one.generate((0, 1)).counter.nfe == 2 * one.steps
+
+
+@dataclass(frozen=True)
+class _Keeps(Plugin):
+    """Names a folder without saying so."""
+
+    cache_dir: str = ""
+    summary = "keeps"
+
+    @hookimpl
+    def cache(self) -> None: ...
+
+
+def test_an_option_that_names_a_path_must_say_so() -> None:
+    assert "declare it as `cache_dir: PathOption`" in outcome(_Keeps, "paths_are_declared")

@@ -7,16 +7,19 @@ import inspect
 import os
 import subprocess
 import sys
+import typing
 
 import yaml
 
 from suite.errors import ConfigError
 from suite.hookspecs import HOOKS, PROJECT, SINGLE
 from suite.manager import implemented_hooks
-from suite.plugin import EFFECT_WORDS, Plugin, build, options_of
+from suite.plugin import EFFECT_WORDS, Plugin, build, options_of, path_options
 from suite.recipe import Named, Recipe
 from suite.testing.checks.subject import Subject, common
 
+#: Words of an option's name by which it seems to name a file or a folder.
+PATH_WORDS = {"path", "file", "folder", "store", "dir", "directory", "checkpoint"}
 #: Importing a plugin's module must not import these.
 HEAVY = ("torch", "diffusers", "transformers", "triton")
 
@@ -90,6 +93,16 @@ def check_options_round_trip(subject: Subject) -> None:
         assert "no_such_option" in str(error), f"the refusal of an unknown option does not name it: {error}"
     else:
         raise AssertionError("the unknown option no_such_option is accepted")
+
+
+@common
+def check_paths_are_declared(subject: Subject) -> None:
+    """An option whose name looks like a path has the type `PathOption`, so that recipes of others cannot set it."""
+    declared = path_options(subject.cls)
+    for name, (kind, _) in options_of(subject.cls).items():
+        text = kind is str or str in typing.get_args(kind)
+        if text and not declared.get(name) and PATH_WORDS & set(name.lower().split("_")):
+            raise AssertionError(f"the option {name} seems to name a path; declare it as `{name}: PathOption`")
 
 
 @common
