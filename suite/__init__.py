@@ -14,23 +14,35 @@ from suite.hookspecs import hookimpl, hookspec
 
 if TYPE_CHECKING:
     from suite.call import Call
-    from suite.engine import Engine, Result
+    from suite.diffusion.noise import NoiseSchedule
+    from suite.diffusion.schedule import Schedule
+    from suite.diffusion.solver import Solver, SolverFacts
+    from suite.engine.engine import Engine, Result
     from suite.network import Network
-    from suite.noise import NoiseSchedule
-    from suite.patch import Patches
+    from suite.network.patch import Patches
+    from suite.observe.report import RunReport
     from suite.plugin import Plugin
     from suite.recipe import Recipe
-    from suite.report import RunReport
     from suite.run import Run
-    from suite.schedule import Schedule
-    from suite.solver import Solver, SolverFacts
     from suite.wrap import Wrap, WrapReport
 
 _HOME = {
-    "Call": "call", "Engine": "engine", "Result": "engine", "Network": "network", "NoiseSchedule": "noise",
-    "Patches": "patch", "Plugin": "plugin", "Recipe": "recipe", "RunReport": "report", "Run": "run",
-    "Schedule": "schedule", "Solver": "solver", "SolverFacts": "solver", "Wrap": "wrap", "WrapReport": "wrap",
-}  # fmt: skip
+    "Call": "call",
+    "Engine": "engine.engine",
+    "Result": "engine.engine",
+    "Network": "network",
+    "NoiseSchedule": "diffusion.noise",
+    "Patches": "network.patch",
+    "Plugin": "plugin",
+    "Recipe": "recipe",
+    "RunReport": "observe.report",
+    "Run": "run",
+    "Schedule": "diffusion.schedule",
+    "Solver": "diffusion.solver",
+    "SolverFacts": "diffusion.solver",
+    "Wrap": "wrap",
+    "WrapReport": "wrap",
+}
 
 
 def __getattr__(name: str) -> Any:

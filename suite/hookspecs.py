@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
-    from suite.calibration import Calibration
-    from suite.experts import Companions
+    from suite.diffusion.noise import NoiseSchedule
+    from suite.diffusion.schedule import Schedule
+    from suite.diffusion.solver import Solver
+    from suite.fitting.calibration import Calibration
     from suite.mesh import Mesh
     from suite.network import Network
-    from suite.noise import NoiseSchedule
+    from suite.network.experts import Companions
     from suite.run import Run
-    from suite.schedule import Schedule
-    from suite.solver import Solver
     from suite.wrap import Wrap
 
 PROJECT = "suite"

@@ -14,15 +14,15 @@ if TYPE_CHECKING:  # `suffixes` and `read_metadata` are asked for before anythin
     import torch
     from torch import Tensor, nn
 
-    from suite.denoiser import Cond, Denoiser
-    from suite.distill import Representation
-    from suite.models import ModelFolder
+    from suite.diffusion.denoiser import Cond, Denoiser
+    from suite.diffusion.noise import NoiseSchedule
+    from suite.diffusion.prediction import Prediction
+    from suite.diffusion.rng import SampleRng
+    from suite.engine.score_distillation import Representation
+    from suite.files.untrusted import Kind
+    from suite.host.models import ModelFolder
     from suite.network import Network
-    from suite.noise import NoiseSchedule
-    from suite.prediction import Prediction
     from suite.request import Request
-    from suite.rng import SampleRng
-    from suite.untrusted import Kind
 
 
 class Modality(ABC):
@@ -40,7 +40,7 @@ class Modality(ABC):
         driver: how content comes about: `sample` from the prior to x0, or `distill` into a representation.
         interface: facts of suite.json in which two models must agree if one is to take over from the other in the
             middle of a run: what x is, how it is noised, what is predicted, how prompts are told.
-        facts: kinds of the facts of suite.json that this modality has of its own (`suite.untrusted`).
+        facts: kinds of the facts of suite.json that this modality has of its own (`suite.files.untrusted`).
         vocabulary: a file of the folder that must be the same for that, if tokens are numbered by one.
         borrows: modalities whose models this one can take for its own, e.g. an image model as a teacher.
         borrowed: what a recipe leaves open when the model is borrowed; goes over the model's own defaults.
@@ -138,8 +138,8 @@ class Modality(ABC):
     def decode(self, x0: Any, request: Request) -> list[Any]:
         """x0 [B, ...] -> one artifact a row (picture, clip, text, waveform, mesh).
 
-        After distillation x0 is a list of `suite.distill.Distilled`; artifacts may be fewer than prompts if the
-        run was stopped.
+        After distillation x0 is a list of `suite.engine.score_distillation.Distilled`; artifacts may be
+        fewer than prompts if the run was stopped.
         """
 
     def why_empty(self, artifact: Any) -> str:

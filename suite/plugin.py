@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union
 
 if TYPE_CHECKING:
-    from suite.models import ModelFolder
+    from suite.host.models import ModelFolder
     from suite.recipe import Recipe
 
-from suite.bounds import LARGEST
 from suite.errors import ConfigError
-from suite.printable import short
+from suite.files.printable import short
+from suite.host.bounds import LARGEST
 
 #: The words a plugin may use in `effects`: what it reads, writes, needs and changes.
 EFFECT_WORDS: dict[str, str] = {
@@ -103,7 +103,7 @@ class Plugin:
 
 @dataclasses.dataclass(frozen=True)
 class NamesPath:
-    """Marks an option that names a file or a folder; see `suite.path_options` for what follows from it.
+    """Marks an option that names a file or a folder; see `suite.host.path_options` for what follows from it.
 
     Attributes:
         shipped: the folder of `suite/configs` whose names it takes too, such as `grids`; these lead nowhere else.
@@ -150,7 +150,7 @@ def build(cls: type, options: Mapping[str, Any], *, name: str) -> Any:
     Raises:
         ConfigError: unknown option (with the nearest names), wrong type, or refused by the plugin itself.
     """
-    from suite.suggest import nearest
+    from suite.host.suggest import nearest
 
     known = options_of(cls)
     values = {}

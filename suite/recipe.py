@@ -11,12 +11,12 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from suite.bounds import MAX_STEPS
 from suite.errors import ConfigError
+from suite.files.inputs import read_yaml
+from suite.files.printable import short
 from suite.hookspecs import HOOKS
-from suite.input_file import read_yaml
-from suite.printable import short
-from suite.suggest import nearest
+from suite.host.bounds import MAX_STEPS
+from suite.host.suggest import nearest
 
 CONFIGS = Path(__file__).parent / "configs"
 

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from suite.bounds import LARGEST
 from suite.errors import ConfigError
-from suite.printable import short
-from suite.suggest import nearest
+from suite.files.printable import short
+from suite.host.bounds import LARGEST
+from suite.host.suggest import nearest
 
 if TYPE_CHECKING:
-    from suite.start import Init
+    from suite.diffusion.start import Init
 
 Value = int | float | str | bool
 

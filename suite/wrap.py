@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import nn
 
-    from suite.denoiser import Denoiser
-    from suite.experts import Expert
-    from suite.guidance import Guidance
-    from suite.sampler import Sampler
+    from suite.diffusion.denoiser import Denoiser
+    from suite.diffusion.guidance import Guidance
+    from suite.diffusion.sampler import Sampler
+    from suite.network.experts import Expert
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,12 @@ class Wrap:
     """Up to four parts, all optional; the host folds them in the order of the recipe.
 
     Attributes:
-        network: module -> module. Patch forwards with `suite.patch.Patches`; do not change weights in
+        network: module -> module. Patch forwards with `suite.network.patch.Patches`; do not change weights in
             place unless the plugin declares the word `weights`.
         denoiser: Denoiser -> Denoiser, below guidance: it sees the branches in `call`.
         guidance: Guidance -> Guidance: `dataclasses.replace` what the run asked for, e.g. end it after a share of the
             steps. All wraps' are applied before the guided denoiser is made.
-        experts: other networks that answer some of the calls, asked in this order; see `suite.experts`.
+        experts: other networks that answer some of the calls, asked in this order; see `suite.network.experts`.
         sampler: Sampler -> Sampler: the loop from the prior to x0.
         report: called after the run.
         undo: puts the module back, bit for bit; None if there is nothing to put back.

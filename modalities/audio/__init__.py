@@ -8,19 +8,19 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from suite.errors import ConfigError
+from suite.files.untrusted import Items, Kind, Whole
 from suite.modality import Modality
 from suite.request import RequestOption
-from suite.untrusted import Items, Kind, Whole
 
 if TYPE_CHECKING:  # the file endings are checked before torch is loaded
     import torch
     from torch import Tensor, nn
 
-    from suite.denoiser import Cond
+    from suite.diffusion.denoiser import Cond
+    from suite.diffusion.rng import SampleRng
+    from suite.host.models import ModelFolder
     from suite.modalities.audio.files import Sound
-    from suite.models import ModelFolder
     from suite.request import Request
-    from suite.rng import SampleRng
 
 NETWORK = "transformer"
 VOCODER = "vocoder"
@@ -47,13 +47,13 @@ class Audio(Modality):
     headline: ClassVar[Mapping[str, int]] = MappingProxyType({"fad_music": -1, "fad_speech": -1, "tags": 1})
 
     def __init__(self, folder: ModelFolder, device: str, dtype: torch.dtype) -> None:
-        from suite import noise
+        from suite.diffusion import noise
+        from suite.diffusion.prediction import Prediction
         from suite.modalities.audio.fold import folded_shape
         from suite.modalities.audio.vocoder import open_vocoder
         from suite.modalities.shared.words import text_length
         from suite.network import Layout, Network
-        from suite.prediction import Prediction
-        from suite.weights import load_network
+        from suite.network.weights import load_network
 
         self.folder = folder
         self.device = device

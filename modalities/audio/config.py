@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from suite.errors import ConfigError
-from suite.input_file import read_yaml
+from suite.files.inputs import read_yaml
 from suite.modalities.audio.fold import folded_shape
-from suite.modalities.shared.training import TrainOptions
-from suite.modalities.shared.training_file import read_training
+from suite.training.config import read_training
+from suite.training.loop import TrainOptions
 
 
 @dataclass(frozen=True)

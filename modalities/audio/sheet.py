@@ -14,9 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from suite.errors import ConfigError
+from suite.files.output import write
 from suite.modalities.audio.files import SUFFIXES, Sound, as_tensor, read
 from suite.modalities.audio.mel import log_mel
-from suite.output import write
 
 
 def save_spectrograms(pictures: Tensor, path: Path, columns: int = 4) -> None:

@@ -23,12 +23,12 @@ from suite.modalities.audio.data import AudioData, load
 from suite.modalities.audio.fold import fold, unfold
 from suite.modalities.audio.sheet import save_spectrograms
 from suite.modalities.shared.caption_table import CaptionTable, named_captions
-from suite.modalities.shared.export import export_folder, write_pipeline
 from suite.modalities.shared.flow import flow_loss, sample
-from suite.modalities.shared.stages import in_stages
 from suite.modalities.shared.text_encoder import TokenStates
-from suite.modalities.shared.training import TrainState, averaged_weights
-from suite.modalities.shared.training import train as run_training
+from suite.training.export import export_folder, write_pipeline
+from suite.training.loop import TrainState, averaged_weights
+from suite.training.loop import train as run_training
+from suite.training.stages import in_stages
 
 EXPORT = "model"
 """Sub-folder of a run that gets the finished model."""

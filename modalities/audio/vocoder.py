@@ -20,11 +20,11 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from suite.errors import ConfigError
-from suite.input_file import is_file, read_json
+from suite.files.inputs import is_file, read_json
+from suite.files.untrusted import Section
+from suite.files.untrusted import check as check_kind
 from suite.modalities.audio.mel import BANDS, HOP, WINDOW, filterbank, sound_of, spectrum, to_logarithm
-from suite.untrusted import Section
-from suite.untrusted import check as check_kind
-from suite.weights import built, load_weights
+from suite.network.weights import built, load_weights
 
 BINS = WINDOW // 2 + 1
 LOUDEST = 5.6

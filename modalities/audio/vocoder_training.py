@@ -15,9 +15,9 @@ from suite.errors import ConfigError
 from suite.modalities.audio.data import load_waves
 from suite.modalities.audio.mel import FRAMES, HOP, log_mel, spectrum
 from suite.modalities.audio.vocoder import Vocoder
-from suite.modalities.shared.training import TrainOptions, averaged_weights
-from suite.modalities.shared.training import train as run_training
-from suite.modalities.shared.training_file import read_training
+from suite.training.config import read_training
+from suite.training.loop import TrainOptions, averaged_weights
+from suite.training.loop import train as run_training
 
 _FLOOR = 1e-4
 """Magnitudes are compared as logarithms above this, 128 dB below a full-scale sine."""

@@ -13,17 +13,17 @@ from PIL import ImageOps
 from PIL.PngImagePlugin import PngImageFile, PngInfo
 
 from suite.errors import ConfigError
+from suite.files.untrusted import parse_json
 from suite.modality import Modality
-from suite.untrusted import parse_json
 
 if TYPE_CHECKING:  # the file endings are checked before torch is loaded
     import torch
     from torch import Tensor, nn
 
-    from suite.denoiser import Cond
-    from suite.models import ModelFolder
+    from suite.diffusion.denoiser import Cond
+    from suite.diffusion.rng import SampleRng
+    from suite.host.models import ModelFolder
     from suite.request import Request
-    from suite.rng import SampleRng
 
 KEY = "suite"
 PATCHED = "transformer"
@@ -38,11 +38,11 @@ class Image(Modality):
     headline: ClassVar[Mapping[str, int]] = MappingProxyType({"frechet": -1, "alignment": 1})
 
     def __init__(self, folder: ModelFolder, device: str, dtype: torch.dtype) -> None:
-        from suite import noise
+        from suite.diffusion import noise
+        from suite.diffusion.prediction import Prediction
         from suite.modalities.shared.words import text_length
         from suite.network import Layout, Network
-        from suite.prediction import Prediction
-        from suite.weights import load_network
+        from suite.network.weights import load_network
 
         self.folder = folder
         self.device = device

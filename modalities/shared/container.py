@@ -17,9 +17,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from suite.errors import ConfigError
-from suite.input_file import is_file
+from suite.files.inputs import is_file
+from suite.files.output import atomically
 from suite.modalities.shared.captions import LEVELS, Encoder, bounds, deflate, encode_all, quantise
-from suite.output import atomically
 
 KEY = "suite"
 MEBIBYTE = 2**20

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from suite import temporary
 from suite.errors import ConfigError
+from suite.files import temporary
 
 Client = Literal["npm", "apt", "pip"]
 

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from suite.discovery import installed
+from suite.diffusion.noise import Flow
 from suite.errors import ConfigError
-from suite.manager import Manager, load
+from suite.host.discovery import installed
+from suite.host.manager import Manager, load
 from suite.modalities.shared.text_encoder import TokenStates
-from suite.noise import Flow
 from suite.recipe import from_options
 from suite.run import Run
 

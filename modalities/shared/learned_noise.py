@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from suite.noise import VPTable
+from suite.diffusion.noise import VPTable
 
 
 class LearnedSNR(nn.Module):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from suite.denoiser import Cond
+from suite.diffusion.denoiser import Cond
 
 
 def call_pixart(module: nn.Module, x: Tensor, time: Tensor, cond: Cond) -> Tensor:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from suite.errors import ConfigError
-from suite.finite import check_tensors
 from suite.modalities.shared.words import encoder_folder
+from suite.observe.finite import check_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -18,7 +18,7 @@ from suite.errors import ConfigError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from suite.models import ModelFolder
+    from suite.host.models import ModelFolder
     from suite.request import Request
 
 LENGTH = 24

@@ -9,21 +9,21 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from suite.errors import ConfigError
-from suite.input_file import is_file, read_text
+from suite.files.inputs import is_file, read_text
+from suite.files.untrusted import Items, Kind, OneOf, Whole, parse_json
+from suite.files.untrusted import Text as TextKind
 from suite.modalities.text import vocabulary
 from suite.modalities.text.sources import plain
 from suite.modality import Modality
 from suite.request import Request, RequestOption
-from suite.untrusted import Items, Kind, OneOf, Whole, parse_json
-from suite.untrusted import Text as TextKind
 
 if TYPE_CHECKING:  # the file endings are checked before torch is loaded
     import torch
     from torch import Tensor, nn
 
-    from suite.denoiser import Cond, Denoiser
-    from suite.models import ModelFolder
-    from suite.rng import SampleRng
+    from suite.diffusion.denoiser import Cond, Denoiser
+    from suite.diffusion.rng import SampleRng
+    from suite.host.models import ModelFolder
 
 TEXT, JSONL = ".txt", ".jsonl"
 SIDECAR = ".json"
@@ -68,11 +68,11 @@ class Text(Modality):
     def __init__(self, folder: ModelFolder, device: str, dtype: torch.dtype) -> None:
         import torch
 
-        from suite import noise
+        from suite.diffusion import noise
+        from suite.diffusion.prediction import Prediction
         from suite.modalities.text import embedding
         from suite.network import Layout, Network
-        from suite.prediction import Prediction
-        from suite.weights import load_network
+        from suite.network.weights import load_network
 
         self.folder = folder
         self.device = device

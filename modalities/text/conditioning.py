@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from suite.call import Call
-from suite.denoiser import Cond, Denoiser
+from suite.diffusion.denoiser import Cond, Denoiser
 
 
 @dataclass(frozen=True)

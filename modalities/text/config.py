@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from suite.errors import ConfigError
-from suite.modalities.shared.training import TrainOptions
-from suite.modalities.shared.training_file import read_training
+from suite.training.config import read_training
+from suite.training.loop import TrainOptions
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from suite.modalities.text.vocabulary import SPECIAL
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from suite.noise import NoiseSchedule
+    from suite.diffusion.noise import NoiseSchedule
 
 FILE = "embedding.safetensors"
 """File of the table in a model folder."""
@@ -66,7 +66,7 @@ def read_table(path: Path, network: Any) -> Tensor:
     """The table [V, D] float32 of a model folder. ConfigError when it is damaged or does not fit the network."""
     from safetensors import SafetensorError
 
-    from suite.finite import load_finite
+    from suite.observe.finite import load_finite
 
     try:
         table = load_finite(path)["table"]

@@ -61,9 +61,9 @@ def from_encoder(network: Any, table: Tensor) -> None:
     Positions are cut to the network's, the text's segment starts as the prompt's, and the head passes states through,
     so that the first scores are products with the embeddings. The table is not trained, nor saved.
     """
-    from suite.finite import load_finite
     from suite.modalities.shared.words import encoder_folder
     from suite.modalities.text.pieces import EMBEDDINGS
+    from suite.observe.finite import load_finite
 
     theirs = {f"bert.{name}": value for name, value in load_finite(encoder_folder() / "model.safetensors").items()}
     own, head = network.state_dict(), network.cls.predictions

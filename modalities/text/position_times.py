@@ -17,7 +17,7 @@ from torch import Tensor
 from suite.errors import ConfigError
 
 if TYPE_CHECKING:
-    from suite.noise import NoiseSchedule
+    from suite.diffusion.noise import NoiseSchedule
 
 
 #: A time of a word below this is rounding of 0: its turn has not come.

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from suite import noise as noises
+from suite.diffusion import noise as noises
+from suite.files.output import write_text
 from suite.modalities.text import embedding
 from suite.modalities.text.config import TextTraining
 from suite.modalities.text.data import TextData
 from suite.modalities.text.vocabulary import MASK, PAD, PROMPT, written
-from suite.output import write_text
 
 PROMPTS = (
     "disaster (noun)",

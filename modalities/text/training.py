@@ -24,19 +24,19 @@ from accelerate import Accelerator
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from suite import noise as noises
+from suite.diffusion import noise as noises
 from suite.errors import ConfigError
-from suite.modalities.shared.export import export_folder
-from suite.modalities.shared.stages import in_stages
 from suite.modalities.shared.text_encoder import quiet
-from suite.modalities.shared.training import TrainState, averaged
-from suite.modalities.shared.training import train as run_training
 from suite.modalities.text import embedding, pieces
 from suite.modalities.text.config import TextTraining, read
 from suite.modalities.text.data import TextData, load
 from suite.modalities.text.network import build, from_encoder, text_logits
 from suite.modalities.text.sources import KINDS
 from suite.modalities.text.vocabulary import ENCODER, MASK, NONE, PAD, PROMPT
+from suite.training.export import export_folder
+from suite.training.loop import TrainState, averaged
+from suite.training.loop import train as run_training
+from suite.training.stages import in_stages
 
 EXPORT = "model"
 """Sub-folder of a run that gets the finished model."""

@@ -8,14 +8,14 @@ from itertools import dropwhile, takewhile
 from typing import TYPE_CHECKING
 
 from suite.errors import ConfigError
-from suite.input_file import TEXT, check
+from suite.files.inputs import TEXT, check
 from suite.modalities.shared.words import check_words
 from suite.modalities.text.sources import plain
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from suite.models import ModelFolder
+    from suite.host.models import ModelFolder
     from suite.request import Request
 
 PAD, MASK, NONE = 0, 1, 2

@@ -10,12 +10,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from suite.distill_options import OPTIONS, iterations
+from suite.engine.score_distillation_options import OPTIONS, iterations
 from suite.errors import ConfigError, EmptyError
+from suite.files.untrusted import Kind, Text
 from suite.modalities.three_d import files
 from suite.modality import Modality
 from suite.request import Request, RequestOption
-from suite.untrusted import Kind, Text
 
 if TYPE_CHECKING:  # the file endings and options are asked for before torch is loaded
     import torch
@@ -23,11 +23,11 @@ if TYPE_CHECKING:  # the file endings and options are asked for before torch is 
     from torch import Tensor, nn
     from trimesh import Trimesh
 
-    from suite.denoiser import Cond
-    from suite.distill import Distilled
+    from suite.diffusion.denoiser import Cond
+    from suite.diffusion.rng import SampleRng
+    from suite.engine.score_distillation import Distilled
+    from suite.host.models import ModelFolder
     from suite.modalities.three_d.scene import FieldScene
-    from suite.models import ModelFolder
-    from suite.rng import SampleRng
 
 
 @dataclass(frozen=True)
@@ -109,10 +109,10 @@ class ThreeD(Modality):
 
     def representation(self, request: Request, index: int, seed: int) -> FieldScene:
         """A field that starts as a blob, and the prompt that it is to become."""
+        from suite.diffusion.rng import generator
         from suite.modalities.three_d.field import Field
         from suite.modalities.three_d.raster import require
         from suite.modalities.three_d.scene import FieldScene
-        from suite.rng import generator
 
         if request.options["refine-shape"]:
             require("--refine-shape")
@@ -125,12 +125,12 @@ class ThreeD(Modality):
         """Meshes of the fields, with their pictures."""
         import torch
 
+        from suite.diffusion.rng import repeatable
         from suite.modalities.three_d.mesh import extract
         from suite.modalities.three_d.pictures import field_preview, preview, turntable
         from suite.modalities.three_d.refine import refine
         from suite.modalities.three_d.refine_shape import refine_shape
         from suite.modalities.three_d.scene import FieldScene
-        from suite.rng import repeatable
 
         solids = []
         for distilled in x0:

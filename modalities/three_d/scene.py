@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from suite.distill import Representation, Views
+from suite.engine.score_distillation import Representation, Views
 from suite.errors import ConfigError
 from suite.modalities.shared.text_encoder import TokenStates
 from suite.modalities.three_d.camera import HIGH, LOW, Cameras, with_camera
 from suite.modalities.three_d.field import Field
 
 if TYPE_CHECKING:
-    from suite.denoiser import Cond
-    from suite.rng import SampleRng
+    from suite.diffusion.denoiser import Cond
+    from suite.diffusion.rng import SampleRng
 
 SAMPLES = 40
 """Points a ray."""

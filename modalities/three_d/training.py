@@ -16,18 +16,18 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from suite.errors import ConfigError
+from suite.host.models import open_folder
 from suite.modalities.image.config import ImageTraining
 from suite.modalities.image.training import EXPORT, build, export_state, resized, save_sheet
 from suite.modalities.shared.caption_table import CaptionTable, named_captions
 from suite.modalities.shared.flow import flow_loss, sample
-from suite.modalities.shared.stages import in_stages
 from suite.modalities.shared.text_encoder import TokenStates
-from suite.modalities.shared.training import train as run_training
-from suite.modalities.shared.training_file import read_training
 from suite.modalities.three_d.camera import Cameras, with_camera
 from suite.modalities.three_d.data import ViewData, load
-from suite.models import open_folder
-from suite.weights import load_network
+from suite.network.weights import load_network
+from suite.training.config import read_training
+from suite.training.loop import train as run_training
+from suite.training.stages import in_stages
 
 
 @dataclass(frozen=True)

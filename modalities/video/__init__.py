@@ -8,20 +8,20 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from suite.errors import ConfigError
+from suite.files.untrusted import Items, Kind, Number, OneOf, Section, Whole
 from suite.modality import Modality
 from suite.request import RequestOption
-from suite.untrusted import Items, Kind, Number, OneOf, Section, Whole
 
 if TYPE_CHECKING:  # the file endings are checked before torch is loaded
     import torch
     from torch import Tensor, nn
 
-    from suite.denoiser import Cond
+    from suite.diffusion.denoiser import Cond
+    from suite.diffusion.rng import SampleRng
+    from suite.host.models import ModelFolder
     from suite.modalities.video.files import Clip
     from suite.modalities.video.reading import Shown
-    from suite.models import ModelFolder
     from suite.request import Request
-    from suite.rng import SampleRng
 
 
 class Video(Modality):
@@ -56,12 +56,12 @@ class Video(Modality):
     )
 
     def __init__(self, folder: ModelFolder, device: str, dtype: torch.dtype) -> None:
-        from suite import noise
+        from suite.diffusion import noise
+        from suite.diffusion.prediction import Prediction
         from suite.modalities.shared.words import text_length
         from suite.modalities.video.network import patch_size
         from suite.network import Layout, Network
-        from suite.prediction import Prediction
-        from suite.weights import load_network
+        from suite.network.weights import load_network
 
         self.folder = folder
         self.device = device

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
 
 from suite.errors import ConfigError
-from suite.output import RECORD
-from suite.untrusted import parse_json
+from suite.files.output import RECORD
+from suite.files.untrusted import parse_json
 
 SUFFIXES = (".mp4", ".webp", ".gif", ".frames")
 DIGEST = "frames_sha256"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from suite.errors import ConfigError
-from suite.finite import load_finite
+from suite.observe.finite import load_finite
 
 _BLOCKED = -10000.0
 """Added to the attention score of padding."""

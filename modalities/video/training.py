@@ -20,20 +20,20 @@ from PIL import Image
 from torch import Tensor, nn
 
 from suite.errors import ConfigError
+from suite.files.output import write
+from suite.host.models import open_folder
 from suite.modalities.image.sheet import sheet
 from suite.modalities.shared.caption_table import CaptionTable, named_captions
-from suite.modalities.shared.export import export_folder, write_pipeline
 from suite.modalities.shared.flow import drawn_times
-from suite.modalities.shared.stages import in_stages
 from suite.modalities.shared.text_encoder import TokenStates
-from suite.modalities.shared.training import TrainState, averaged_weights
-from suite.modalities.shared.training import train as run_training
 from suite.modalities.video.config import VideoTraining, read
 from suite.modalities.video.data import VideoData, load
 from suite.modalities.video.network import begin_with_image, call
 from suite.modalities.video.tubes import from_tubes, to_tubes, together
-from suite.models import open_folder
-from suite.output import write
+from suite.training.export import export_folder, write_pipeline
+from suite.training.loop import TrainState, averaged_weights
+from suite.training.loop import train as run_training
+from suite.training.stages import in_stages
 
 EXPORT = "model"
 """Sub-folder of a run that gets the finished model."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from suite import cache_file
-from suite.cache_file import CacheFile
 from suite.errors import ConfigError
+from suite.fitting import cache_file
+from suite.fitting.cache_file import CacheFile
 from suite.plugin import NamesPath, Plugin
 
 if TYPE_CHECKING:
-    from suite.models import ModelFolder
+    from suite.host.models import ModelFolder
     from suite.recipe import Recipe
     from suite.run import Run
 
@@ -55,7 +55,7 @@ def opened(method: str, file: str | None, model: str, steps: int) -> CacheFile:
     """The calibration that is meant; a file that is named must be there.
 
     Raises:
-        ConfigError: see `suite.cache_file.find` and `read`.
+        ConfigError: see `suite.fitting.cache_file.find` and `read`.
     """
     return cache_file.read(cache_file.find(file, method, model, steps), method)
 

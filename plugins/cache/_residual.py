@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from suite.call import Call, active_call, active_rows
 from suite.errors import ConfigError
-from suite.plugins.cache._chain import (
+from suite.network.chain import (
     OTHERWISE,
     argument,
     argument_names,
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from suite.network import BlockRef, Network
-    from suite.patch import Patches
-    from suite.plugins.cache._chain import States
+    from suite.network.chain import States
+    from suite.network.patch import Patches
 
 UNIT = "block evaluations skipped (rows x blocks)"
 

@@ -6,16 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from suite import cache_file
 from suite.call import active_call
 from suite.errors import ConfigError
+from suite.fitting import cache_file
 from suite.plugins.cache._shared import size
 from suite.wrap import Wrap, WrapReport, reuse
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from suite.cache_file import CacheFile
+    from suite.fitting.cache_file import CacheFile
     from suite.network import BlockRef, Network
 
 KINDS = ("attention", "cross_attention", "mlp")
@@ -115,7 +115,7 @@ def table(content: CacheFile, source: str, name: str) -> dict[str, list[list[flo
 
 def wrap_of(parts: Sequence[BlockRef], scheduled: Scheduled, facts: Mapping[str, Any], reason: str) -> Wrap:
     """The wrap that reuses by this schedule; `reason` says why it may have done nothing."""
-    from suite.patch import Patches
+    from suite.network.patch import Patches
 
     patches = Patches()
 

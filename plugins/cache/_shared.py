@@ -1,12 +1,8 @@
-"""What the caches of block outputs have in common: counting bytes, and saying what a network is made of."""
+"""What the caches of block outputs have in common: counting bytes."""
 
 from __future__ import annotations
 
-from collections import Counter
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from suite.network import Network
+from typing import Any
 
 
 def size(value: Any) -> int:
@@ -35,10 +31,3 @@ def held_within(*roots: Any) -> int:
         elif not callable(value):  # modules and functions are not its state
             waiting.extend(vars(value).values() if hasattr(value, "__dict__") else ())
     return sum(memory.values())
-
-
-def found(network: Network) -> str:
-    """Class of the network and how many parts of each kind it has, for error messages."""
-    counts = Counter(ref.kind for ref in network.blocks())
-    parts = ", ".join(f"{n} {kind}" for kind, n in counts.items()) or "no part of any known kind"
-    return f"{type(network.module).__name__} has {parts}"

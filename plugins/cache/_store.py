@@ -27,11 +27,11 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from suite import temporary, untrusted
 from suite.errors import ConfigError
-from suite.input_file import read_json
-from suite.output import write, write_text
-from suite.untrusted import Section, Table, Whole, shown
+from suite.files import temporary, untrusted
+from suite.files.inputs import read_json
+from suite.files.output import write, write_text
+from suite.files.untrusted import Section, Table, Whole, shown
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -17,14 +17,15 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
-from suite.denoiser import chosen
+from suite.diffusion.denoiser import chosen
 from suite.errors import ConfigError
-from suite.plugins.cache._shared import found, size
+from suite.network.facts import found
+from suite.plugins.cache._shared import size
 from suite.wrap import WrapReport, reuse
 
 if TYPE_CHECKING:
     from suite.call import Call
-    from suite.denoiser import Cond, Denoiser
+    from suite.diffusion.denoiser import Cond, Denoiser
     from suite.network import BlockRef, Network
 
 UNIT = "places not computed (rows x places)"

@@ -8,16 +8,16 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from suite.diffusion.solver import AdaptiveSolver, Denoise, Solver, SolverFacts
 from suite.errors import ConfigError
-from suite.solver import AdaptiveSolver, Denoise, Solver, SolverFacts
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from suite.diffusion.rng import SampleRng
+    from suite.diffusion.sampler import Problem
     from suite.plugins.cache._store import Store
-    from suite.rng import SampleRng
     from suite.run import Run
-    from suite.sampler import Problem
 
 
 def stamp_of(problem: Problem) -> str:

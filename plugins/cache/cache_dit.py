@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from suite.call import active_call
 from suite.errors import ConfigError
 from suite.hookspecs import hookimpl
+from suite.network.chain import OTHERWISE, argument_names, chain_of
+from suite.network.facts import found
 from suite.plugin import Plugin
-from suite.plugins.cache._chain import OTHERWISE, argument_names, chain_of
-from suite.plugins.cache._shared import found, held_within
+from suite.plugins.cache._shared import held_within
 from suite.wrap import Wrap, WrapReport, reuse
 
 if TYPE_CHECKING:
@@ -168,7 +169,7 @@ class CacheDiT(Plugin):
 
     @hookimpl
     def cache(self, network: Network, run: Run) -> Wrap:
-        from suite.patch import Patches
+        from suite.network.patch import Patches
 
         try:
             importlib.import_module("cache_dit")

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from suite.errors import ConfigError
 from suite.hookspecs import hookimpl
+from suite.network.chain import argument, argument_names
+from suite.network.facts import found
 from suite.plugin import Plugin
-from suite.plugins.cache._chain import argument, argument_names
 from suite.plugins.cache._outputs import Anchor, Kept, Outputs, centred, every
-from suite.plugins.cache._shared import found
 from suite.wrap import Wrap, WrapReport
 
 if TYPE_CHECKING:
@@ -281,7 +281,7 @@ class DeepCache(Plugin):
     @hookimpl
     def cache(self, network: Network, run: Run) -> Wrap:
         del run
-        from suite.patch import Patches
+        from suite.network.patch import Patches
 
         plan = plan_of(network, self.branch)
         if self.interval == 1:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from suite.call import active_call, first_steps
 from suite.errors import ConfigError
 from suite.hookspecs import hookimpl
+from suite.network.chain import OTHERWISE, argument, argument_names, as_output, chain_of, closed, states_of
+from suite.network.facts import found
 from suite.plugin import Plugin
-from suite.plugins.cache._chain import OTHERWISE, argument, argument_names, as_output, chain_of, closed, states_of
 from suite.plugins.cache._outputs import Outputs
-from suite.plugins.cache._shared import found
 from suite.wrap import Wrap, WrapReport, reuse
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ class DeltaDiT(Plugin):
     @hookimpl
     def cache(self, network: Network, run: Run) -> Wrap:
         del run
-        from suite.patch import Patches
+        from suite.network.patch import Patches
 
         refs = chain_of(network, "delta-dit")
         count = len(closed(refs[: len(refs) // 2])) if self.blocks is None else self.blocks

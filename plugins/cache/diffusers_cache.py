@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from suite.call import active_call
 from suite.errors import ConfigError
 from suite.hookspecs import hookimpl
+from suite.network.facts import found
 from suite.plugin import Plugin
-from suite.plugins.cache._shared import found, held_within
+from suite.plugins.cache._shared import held_within
 from suite.wrap import Wrap, WrapReport, reuse
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from suite.call import Call
-    from suite.denoiser import Cond, Denoiser
+    from suite.diffusion.denoiser import Cond, Denoiser
     from suite.network import Network
     from suite.run import Run
 
@@ -202,7 +203,7 @@ class DiffusersCache(Plugin):
 
     @hookimpl
     def cache(self, network: Network, run: Run) -> Wrap:
-        from suite.patch import Patches
+        from suite.network.patch import Patches
 
         try:
             importlib.import_module("diffusers.hooks")

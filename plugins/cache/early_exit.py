@@ -7,19 +7,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from suite import cache_file
 from suite.call import Call, active_call
 from suite.errors import ConfigError
+from suite.fitting import cache_file
 from suite.hookspecs import hookimpl
+from suite.network.chain import OTHERWISE, argument, argument_names, chain_of, states_of
 from suite.plugins.cache._calibrated import Calibrated, CalibrationOption
-from suite.plugins.cache._chain import OTHERWISE, argument, argument_names, chain_of, states_of
 from suite.wrap import Wrap, WrapReport, reuse
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from suite.cache_file import CacheFile
-    from suite.models import ModelFolder
+    from suite.fitting.cache_file import CacheFile
+    from suite.host.models import ModelFolder
     from suite.network import BlockRef, Network
     from suite.recipe import Recipe
     from suite.run import Run
@@ -119,7 +119,7 @@ class EarlyExit(Calibrated):
 
     @hookimpl
     def cache(self, network: Network, run: Run) -> Wrap:
-        from suite.patch import Patches
+        from suite.network.patch import Patches
 
         refs, patches = chain_of(network, NAME), Patches()
         chain = Exit(refs, self._depth(len(refs), run))

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from suite.call import Call, active_rows
 from suite.errors import ConfigError
 from suite.hookspecs import hookimpl
-from suite.plugin import Plugin
-from suite.plugins.cache._chain import (
+from suite.network.chain import (
     OTHERWISE,
     argument,
     argument_names,
@@ -21,6 +20,7 @@ from suite.plugins.cache._chain import (
     row_means,
     states_of,
 )
+from suite.plugin import Plugin
 from suite.plugins.cache._residual import UNIT, Residual
 from suite.plugins.cache._shared import size
 from suite.wrap import Wrap, WrapReport
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from suite.network import BlockRef, Network
-    from suite.plugins.cache._chain import States
+    from suite.network.chain import States
     from suite.run import Run
 
 NAME = "first-block"
@@ -189,7 +189,7 @@ class FirstBlock(Plugin):
     @hookimpl
     def cache(self, network: Network, run: Run) -> Wrap:
         del run
-        from suite.patch import Patches
+        from suite.network.patch import Patches
 
         blocks = chain_of(network, NAME)
         policy, patches, rest = _Policy(self, blocks), Patches(), closed(blocks[1:])

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from suite.errors import ConfigError
 from suite.hookspecs import hookimpl
+from suite.network.facts import found
 from suite.plugin import Plugin
 from suite.plugins.cache._outputs import Outputs, every
-from suite.plugins.cache._shared import found
 from suite.wrap import Wrap, WrapReport
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class FORA(Plugin):
     @hookimpl
     def cache(self, network: Network, run: Run) -> Wrap:
         del run
-        from suite.patch import Patches
+        from suite.network.patch import Patches
 
         parts = network.blocks(*self.kinds)
         if not parts:

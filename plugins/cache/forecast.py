@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from suite.coefficients import expand
+from suite.diffusion.coefficients import expand
 from suite.errors import ConfigError
 from suite.hookspecs import hookimpl
 from suite.plugin import Plugin
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from suite.call import Call
-    from suite.denoiser import Cond, Denoiser
-    from suite.noise import NoiseSchedule
+    from suite.diffusion.denoiser import Cond, Denoiser
+    from suite.diffusion.noise import NoiseSchedule
 
 UNIT = "denoiser calls forecast"
 
@@ -78,7 +78,7 @@ class _Forecasting:
 
     def _of_x0(self, x0: Tensor, x: Tensor, t: Tensor) -> Tensor:
         """The quantity that is forecast; of x0 itself no copy is made."""
-        from suite.prediction import Prediction, from_x0
+        from suite.diffusion.prediction import Prediction, from_x0
 
         kind = Prediction(self.store.options.quantity)
         if kind is Prediction.SAMPLE:
@@ -86,7 +86,7 @@ class _Forecasting:
         return from_x0(kind, x0, x, expand(self.store.noise.alpha(t), x), expand(self.store.noise.sigma(t), x))
 
     def _as_x0(self, value: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        from suite.prediction import Prediction, to_x0
+        from suite.diffusion.prediction import Prediction, to_x0
 
         kind = Prediction(self.store.options.quantity)
         if kind is Prediction.SAMPLE:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from suite import cache_file
 from suite.call import Call
 from suite.errors import ConfigError
+from suite.fitting import cache_file
 from suite.hookspecs import hookimpl
 from suite.plugins.cache import _calibrated
 from suite.plugins.cache._calibrated import Calibrated, CalibrationOption
@@ -19,9 +19,9 @@ from suite.wrap import Wrap, WrapReport
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from suite.cache_file import CacheFile
+    from suite.fitting.cache_file import CacheFile
     from suite.network import Network
-    from suite.plugins.cache._chain import States
+    from suite.network.chain import States
     from suite.run import Run
 
 NAME = "magcache"
@@ -135,7 +135,7 @@ class MagCache(Calibrated):
 
     @hookimpl
     def cache(self, network: Network, run: Run) -> Wrap:
-        from suite.patch import Patches
+        from suite.network.patch import Patches
 
         content = self.calibration(run)
         ratios = cache_file.curve(content, self.source, "ratios")

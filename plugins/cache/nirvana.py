@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from suite.denoiser import Cond
+    from suite.diffusion.denoiser import Cond
+    from suite.diffusion.rng import SampleRng
+    from suite.diffusion.sampler import Problem, Sampler
     from suite.plugins.cache._store import Store
-    from suite.rng import SampleRng
     from suite.run import Run
-    from suite.sampler import Problem, Sampler
 
 UNIT = "steps skipped or states stored (rows x steps)"
 ENTRY = r"[0-9a-f]{16}\.[0-9]{1,19}\.[0-9]{1,5}"
@@ -138,8 +138,8 @@ class Nirvana(Plugin):
     def _sample(self, inner: Sampler, problem: Problem, tally: _Tally) -> Tensor:
         import torch
 
+        from suite.diffusion.sampler import some
         from suite.plugins.cache._trajectory import check_fits, stamp_of
-        from suite.sampler import some
 
         steps = problem.times.shape[0] - 1
         levels = sorted(set(self.levels(steps)) - {0})
@@ -186,8 +186,8 @@ class Nirvana(Plugin):
         """x0 of rows that all begin after `level` steps; what they pass is stored."""
         import torch
 
+        from suite.diffusion.start import Start, begin
         from suite.plugins.cache._trajectory import Showing
-        from suite.start import Start, begin
 
         steps = part.times.shape[0] - 1
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from suite.discovery import find, installed
 from suite.errors import ConfigError
 from suite.hookspecs import hookimpl
+from suite.host.discovery import find, installed
 from suite.plugin import Plugin, build, options_of
 from suite.wrap import Wrap
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from suite.models import ModelFolder
+    from suite.host.models import ModelFolder
     from suite.network import Network
     from suite.recipe import Named, Recipe
     from suite.run import Run
@@ -81,7 +81,7 @@ class PrefixKV(Plugin):
     @hookimpl
     def cache(self, network: Network, run: Run) -> Wrap:
         del run
-        from suite.patch import Patches
+        from suite.network.patch import Patches
         from suite.plugins.cache._token_kv import KeptTokens, TokenKV, attentions
 
         parts = attentions(self.called, network)

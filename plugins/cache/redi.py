@@ -15,10 +15,10 @@ from suite.wrap import Wrap, WrapReport, reuse
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from suite.diffusion.rng import SampleRng
+    from suite.diffusion.sampler import Problem, Sampler
     from suite.plugins.cache._store import Store
-    from suite.rng import SampleRng
     from suite.run import Run
-    from suite.sampler import Problem, Sampler
 
 UNIT = "steps skipped or trajectories stored (rows x steps)"
 
@@ -120,8 +120,8 @@ class ReDi(Plugin):
     def _sample(self, inner: Sampler, problem: Problem, tally: _Tally) -> Tensor:
         import torch
 
+        from suite.diffusion.sampler import some
         from suite.plugins.cache._trajectory import check_fits, stamp_of
-        from suite.sampler import some
 
         steps = problem.times.shape[0] - 1
         late = int(self.late * steps + 1e-9)

@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from suite.call import Call, active_call, first_steps
 from suite.errors import ConfigError
 from suite.hookspecs import hookimpl
+from suite.network.facts import found
 from suite.plugin import Plugin
 from suite.plugins.cache._outputs import Anchor, Outputs
-from suite.plugins.cache._shared import found, size
+from suite.plugins.cache._shared import size
 from suite.wrap import Wrap, WrapReport, reuse
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from suite.guidance import Guidance
+    from suite.diffusion.guidance import Guidance
     from suite.network import Network
     from suite.run import Run
 
@@ -144,7 +145,7 @@ class TGate(Plugin):
     @hookimpl
     def cache(self, network: Network, run: Run) -> Wrap:
         del run
-        from suite.patch import Patches
+        from suite.network.patch import Patches
 
         crosses = network.blocks("cross_attention")
         if not crosses:

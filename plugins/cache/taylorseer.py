@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from suite.call import Call, active_call
 from suite.errors import ConfigError
 from suite.hookspecs import hookimpl
+from suite.network.facts import found
 from suite.plugin import Plugin
 from suite.plugins.cache._forecast import Check, History, mean_error
 from suite.plugins.cache._residual import Residual
-from suite.plugins.cache._shared import found
 from suite.wrap import Wrap, WrapReport, reuse
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from suite.network import Network
-    from suite.plugins.cache._chain import States
+    from suite.network.chain import States
     from suite.run import Run
 
 GOLDEN = 0.6180339887498949
@@ -174,7 +174,7 @@ class TaylorSeer(Plugin):
     @hookimpl
     def cache(self, network: Network, run: Run) -> Wrap:
         del run
-        from suite.patch import Patches
+        from suite.network.patch import Patches
 
         forecasts, patches = _Forecasts(self), Patches()
         unit = UNITS[self.level]

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from suite.call import Call
 from suite.errors import ConfigError
 from suite.hookspecs import hookimpl
+from suite.network.chain import row_means
 from suite.plugins.cache import _calibrated
 from suite.plugins.cache._calibrated import Calibrated, CalibrationOption
-from suite.plugins.cache._chain import row_means
 from suite.plugins.cache._residual import UNIT, Residual
 from suite.plugins.cache._shared import size
 from suite.wrap import Wrap, WrapReport
@@ -18,9 +18,9 @@ from suite.wrap import Wrap, WrapReport
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from suite.cache_file import CacheFile
+    from suite.fitting.cache_file import CacheFile
     from suite.network import Network
-    from suite.plugins.cache._chain import States
+    from suite.network.chain import States
     from suite.run import Run
 
 NAME = "teacache"
@@ -188,7 +188,7 @@ class TeaCache(Calibrated):
 
     @hookimpl
     def cache(self, network: Network, run: Run) -> Wrap:
-        from suite.patch import Patches
+        from suite.network.patch import Patches
 
         content = self.calibration(run)
         policy, patches = _Policy(self, Rescaling.read(content, self.source)), Patches()

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from suite.call import active_call
 from suite.errors import ConfigError
 from suite.hookspecs import hookimpl
+from suite.network.facts import found
 from suite.plugin import Plugin
-from suite.plugins.cache._shared import found, size
+from suite.plugins.cache._shared import size
 from suite.wrap import Wrap, WrapReport, reuse
 
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ class TextKV(Plugin):
     @hookimpl
     def cache(self, network: Network, run: Run) -> Wrap:
         del run
-        from suite.patch import Patches
+        from suite.network.patch import Patches
 
         parts: Sequence[tuple[str, nn.Module]] = text_parts(network)
         texts, patches = _Texts(self.limit_mib), Patches()

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from suite.call import Call
-    from suite.denoiser import Cond, Denoiser
+    from suite.diffusion.denoiser import Cond, Denoiser
     from suite.network import Network
     from suite.run import Run
 
@@ -62,7 +62,7 @@ class _Remembering:
     def denoise(self, x: Tensor, t: Tensor, cond: Cond, call: Call) -> Tensor:
         import torch
 
-        from suite.denoiser import chosen
+        from suite.diffusion.denoiser import chosen
 
         memory, last = self.memory, self.memory.last.get(call.key)
         memory.asked += x.shape[0]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from suite.denoiser import Counter
-from suite.experts import Expert
+from suite.diffusion.denoiser import Counter
+from suite.network.experts import Expert
 from suite.wrap import Wrap, WrapReport
 
 UNIT = "evaluations handed to other networks"

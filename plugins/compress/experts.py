@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from suite.call import Call
-    from suite.experts import Companions
-    from suite.models import ModelFolder
+    from suite.host.models import ModelFolder
     from suite.network import Network
+    from suite.network.experts import Companions
     from suite.recipe import Recipe
     from suite.run import Run
     from suite.wrap import Wrap
@@ -57,7 +57,7 @@ class Experts(Plugin):
 
     def check(self, recipe: Recipe, folder: ModelFolder) -> None:
         del recipe
-        from suite.experts import companion_folder
+        from suite.network.experts import companion_folder
 
         for model in self.models.split("+"):
             companion_folder(folder, model)
@@ -65,7 +65,7 @@ class Experts(Plugin):
     @hookimpl
     def compress(self, network: Network, run: Run, companions: Companions) -> Wrap:
         del network, run
-        from suite.experts import Expert
+        from suite.network.experts import Expert
         from suite.plugins.compress._switching import switching, tally
 
         def above(bound: float) -> Callable[[Call], bool]:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Literal
 
 from suite.errors import ConfigError
 from suite.hookspecs import hookimpl
+from suite.host.suggest import nearest
 from suite.plugin import Plugin
-from suite.suggest import nearest
 from suite.wrap import Wrap, WrapReport
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from suite.calibration import Calibration
+    from suite.fitting.calibration import Calibration
     from suite.kernels.int8_linear import Int8Linear
     from suite.network import Network
     from suite.run import Run

@@ -11,9 +11,9 @@ from suite.plugin import NamesPath, Plugin
 
 if TYPE_CHECKING:
     from suite.call import Call
-    from suite.experts import Companions
-    from suite.models import ModelFolder
+    from suite.host.models import ModelFolder
     from suite.network import Network
+    from suite.network.experts import Companions
     from suite.recipe import Recipe
     from suite.run import Run
     from suite.wrap import Wrap
@@ -49,14 +49,14 @@ class TStitch(Plugin):
 
     def check(self, recipe: Recipe, folder: ModelFolder) -> None:
         del recipe
-        from suite.experts import companion_folder
+        from suite.network.experts import companion_folder
 
         companion_folder(folder, self.model)
 
     @hookimpl
     def compress(self, network: Network, run: Run, companions: Companions) -> Wrap:
         del network, run
-        from suite.experts import Expert
+        from suite.network.experts import Expert
         from suite.plugins.compress._switching import switching, tally
 
         def early(call: Call) -> bool:

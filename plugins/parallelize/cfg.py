@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from suite.call import Call
-    from suite.denoiser import Cond, Denoiser
+    from suite.diffusion.denoiser import Cond, Denoiser
+    from suite.diffusion.sampler import Problem, Sampler
     from suite.mesh import Mesh
     from suite.network import Network
     from suite.run import Run
-    from suite.sampler import Problem, Sampler
 
 RANKS = 2
 
@@ -48,7 +48,7 @@ class _OneBranchARank:
     def denoise(self, x: Tensor, t: Tensor, cond: Cond, call: Call) -> Tensor:
         import torch
 
-        from suite.denoiser import rows
+        from suite.diffusion.denoiser import rows
 
         self.tally.start(call.run_id)
         self.tally.calls += 1

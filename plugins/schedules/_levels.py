@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from suite.diffusion.schedule import with_exact_ends
 from suite.errors import ConfigError
-from suite.schedule import with_exact_ends
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from suite.noise import NoiseSchedule
+    from suite.diffusion.noise import NoiseSchedule
 
 Of = Literal["ratio", "sigma"]
 
@@ -28,7 +28,7 @@ def level(noise: NoiseSchedule, t: Tensor | float, of: Of) -> Tensor:
 
 def time_of(noise: NoiseSchedule, value: Tensor, of: Of) -> Tensor:
     """The times at which the level is `value`, float64."""
-    from suite.noise import bisect_time
+    from suite.diffusion.noise import bisect_time
 
     if of == "ratio":
         return noise.time_at(-2 * value.log())

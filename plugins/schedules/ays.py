@@ -7,15 +7,15 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from suite.diffusion.schedule import Schedule, with_exact_ends
 from suite.errors import ConfigError
 from suite.hookspecs import hookimpl
 from suite.plugin import Plugin
-from suite.schedule import Schedule, with_exact_ends
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from suite.noise import NoiseSchedule
+    from suite.diffusion.noise import NoiseSchedule
     from suite.run import Run
 
 #: sigma / alpha at ten stops; 0 follows. As NVIDIA published them and diffusers lists them (`AysSchedules`).

@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from suite.diffusion.schedule import Schedule, above_end, with_exact_ends
 from suite.errors import ConfigError
 from suite.hookspecs import hookimpl
 from suite.plugin import Plugin
-from suite.schedule import Schedule, above_end, with_exact_ends
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from suite.noise import NoiseSchedule
+    from suite.diffusion.noise import NoiseSchedule
     from suite.run import Run
 
 Kind = Literal["logit-normal", "mode", "u-shaped", "uniform"]

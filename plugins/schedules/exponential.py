@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from suite.diffusion.schedule import Schedule
 from suite.hookspecs import hookimpl
 from suite.plugin import Plugin
 from suite.plugins.schedules._levels import HIGH, Of, check_ends, grid, level, refuse_tokens, span
-from suite.schedule import Schedule
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from suite.noise import NoiseSchedule
+    from suite.diffusion.noise import NoiseSchedule
     from suite.run import Run
 
 

@@ -6,15 +6,15 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from suite.diffusion.schedule import Schedule, above_end
 from suite.errors import ConfigError
 from suite.hookspecs import hookimpl
 from suite.plugin import Plugin
-from suite.schedule import Schedule, above_end
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from suite.noise import NoiseSchedule
+    from suite.diffusion.noise import NoiseSchedule
     from suite.run import Run
 
 Spacing = Literal["linear", "quadratic"]
@@ -151,7 +151,7 @@ class FastDPM(Plugin):
 
 def _real_valued(noise: NoiseSchedule) -> NoiseSchedule | None:
     """DDPM's linear table at real-valued steps, if `noise` is such a table, else None."""
-    from suite.noise import VPGamma, VPTable
+    from suite.diffusion.noise import VPGamma, VPTable
 
     if not isinstance(noise, VPTable) or len(noise.betas) < 2:
         return None

@@ -6,17 +6,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from suite import grid as grids
+from suite.diffusion.schedule import Schedule
 from suite.errors import ConfigError
+from suite.fitting import grid as grids
 from suite.hookspecs import hookimpl
 from suite.plugin import NamesPath, Plugin
-from suite.schedule import Schedule
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from suite.models import ModelFolder
-    from suite.noise import NoiseSchedule
+    from suite.diffusion.noise import NoiseSchedule
+    from suite.host.models import ModelFolder
     from suite.recipe import Recipe
     from suite.run import Run
 
@@ -72,7 +72,7 @@ class Grid(Plugin):
 
     @hookimpl
     def schedule(self, noise: NoiseSchedule, run: Run) -> Schedule:
-        from suite.noise import from_config
+        from suite.diffusion.noise import from_config
 
         if run.mode != "sample":
             raise ConfigError(f"grid {self.file} is for sampling; {run.modality} draws its times at random")

@@ -5,18 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from suite.diffusion.schedule import Schedule
 from suite.errors import ConfigError
 from suite.hookspecs import hookimpl
 from suite.plugin import Plugin
 from suite.plugins.schedules._levels import check_ends
 from suite.plugins.schedules.uniform import UniformTimes
-from suite.schedule import Schedule
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from suite.noise import NoiseSchedule
+    from suite.diffusion.noise import NoiseSchedule
     from suite.run import Run
 
 

@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from suite.diffusion.noise import NoiseSchedule
+from suite.diffusion.prediction import Prediction, from_x0
+from suite.diffusion.rng import SampleRng
+from suite.diffusion.solver import Denoise
 from suite.errors import ConfigError
-from suite.noise import NoiseSchedule
-from suite.prediction import Prediction, from_x0
-from suite.rng import SampleRng
-from suite.solver import Denoise
-from suite.suggest import nearest
+from suite.host.suggest import nearest
 
 #: What diffusers puts in the place of alpha_bar = 0 (`rescale_betas_zero_snr`): sigma / alpha must be finite.
 LEAST = 2.0**-24

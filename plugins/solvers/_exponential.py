@@ -13,12 +13,12 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from suite.solver import of_times
+from suite.diffusion.solver import of_times
 
 if TYPE_CHECKING:  # plugins' modules import this one, and must load without torch
     from torch import Tensor
 
-    from suite.noise import NoiseSchedule
+    from suite.diffusion.noise import NoiseSchedule
 
 #: Below this |z| the recursion for phi loses digits to cancellation; its series has none.
 SERIES_BELOW = 1.0

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from suite.solver import combine, of_times
+from suite.diffusion.solver import combine, of_times
 
 if TYPE_CHECKING:  # plugins' modules import this one, and must load without torch
     from torch import Tensor
 
-    from suite.noise import NoiseSchedule
-    from suite.rng import SampleRng
+    from suite.diffusion.noise import NoiseSchedule
+    from suite.diffusion.rng import SampleRng
 
 
 @of_times

@@ -11,7 +11,7 @@ from suite.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from suite.noise import NoiseSchedule
+    from suite.diffusion.noise import NoiseSchedule
 
 #: What says which place is uncovered first.
 By = Literal["confidence", "margin", "entropy", "random"]

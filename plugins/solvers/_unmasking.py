@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from suite.diffusion.solver import Denoise, Solver, SolverFacts
 from suite.plugins.solvers._tokens import By, Draw, is_open
-from suite.solver import Denoise, Solver, SolverFacts
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from suite.noise import NoiseSchedule
-    from suite.rng import SampleRng
+    from suite.diffusion.noise import NoiseSchedule
+    from suite.diffusion.rng import SampleRng
     from suite.run import Run
 
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from suite.diffusion.solver import Denoise, Solver, SolverFacts, combine, of_times
 from suite.hookspecs import hookimpl
 from suite.plugin import Plugin
 from suite.plugins.solvers._stochastic import forward_weights, posterior_weights
-from suite.solver import Denoise, Solver, SolverFacts, combine, of_times
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from suite.noise import NoiseSchedule
-    from suite.rng import SampleRng
+    from suite.diffusion.noise import NoiseSchedule
+    from suite.diffusion.rng import SampleRng
     from suite.run import Run
 
 Variance = Literal["fixed-small", "fixed-large"]

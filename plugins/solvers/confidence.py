@@ -10,9 +10,9 @@ from suite.plugin import Plugin
 from suite.plugins.solvers._tokens import By, Draw, check_block, require_masks, unmasking_effects
 
 if TYPE_CHECKING:
-    from suite.noise import NoiseSchedule
+    from suite.diffusion.noise import NoiseSchedule
+    from suite.diffusion.solver import Solver
     from suite.run import Run
-    from suite.solver import Solver
 
 
 @dataclass(frozen=True)

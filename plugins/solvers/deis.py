@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
+from suite.diffusion.solver import Denoise, Solver, SolverFacts, check_grid, combine, of_times, transfer
 from suite.errors import ConfigError
 from suite.hookspecs import hookimpl
 from suite.plugin import Plugin
@@ -19,14 +20,13 @@ from suite.plugins.solvers._exponential import (
     stopping_evaluations,
 )
 from suite.plugins.solvers._final import SHORT, limited, one_less, steps_left
-from suite.solver import Denoise, Solver, SolverFacts, check_grid, combine, of_times, transfer
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from suite.coefficients import Coefficient
-    from suite.noise import NoiseSchedule
-    from suite.rng import SampleRng
+    from suite.diffusion.coefficients import Coefficient
+    from suite.diffusion.noise import NoiseSchedule
+    from suite.diffusion.rng import SampleRng
     from suite.run import Run
 
 Variable = Literal["t", "rho", "log-rho", "rho-rk"]

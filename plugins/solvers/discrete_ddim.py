@@ -5,17 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from suite.diffusion.solver import Denoise, Solver, SolverFacts
 from suite.errors import ConfigError
 from suite.hookspecs import hookimpl
 from suite.plugin import Plugin
 from suite.plugins.solvers._tokens import Draw, by_row, is_open
-from suite.solver import Denoise, Solver, SolverFacts
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from suite.noise import NoiseSchedule
-    from suite.rng import SampleRng
+    from suite.diffusion.noise import NoiseSchedule
+    from suite.diffusion.rng import SampleRng
     from suite.run import Run
 
 

@@ -6,16 +6,16 @@ import importlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from suite.diffusion.solver import AdaptiveSolver, Denoise, Solver, SolverFacts, transfer
 from suite.errors import ConfigError
 from suite.hookspecs import hookimpl
 from suite.plugin import Plugin
-from suite.solver import AdaptiveSolver, Denoise, Solver, SolverFacts, transfer
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from suite.noise import NoiseSchedule
-    from suite.rng import SampleRng
+    from suite.diffusion.noise import NoiseSchedule
+    from suite.diffusion.rng import SampleRng
     from suite.run import Run
 
 #: sigma / (alpha + sigma) at which integration ends: below it x0 hardly changes, and the slope is 0 / 0 at 0.

@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from suite.diffusion.solver import Denoise, Solver, SolverFacts, combine, of_times, transfer
 from suite.hookspecs import hookimpl
 from suite.plugin import Plugin
-from suite.solver import Denoise, Solver, SolverFacts, combine, of_times, transfer
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from suite.noise import NoiseSchedule
-    from suite.rng import SampleRng
+    from suite.diffusion.noise import NoiseSchedule
+    from suite.diffusion.rng import SampleRng
     from suite.run import Run
 
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from suite.diffusion.solver import Denoise, Solver, SolverFacts, check_grid, combine, transfer
 from suite.hookspecs import hookimpl
 from suite.plugin import Plugin
 from suite.plugins.solvers._exponential import data_weights, is_regular
 from suite.plugins.solvers._final import SHORT, limited, one_less, steps_left
-from suite.solver import Denoise, Solver, SolverFacts, check_grid, combine, transfer
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from suite.noise import NoiseSchedule
-    from suite.rng import SampleRng
+    from suite.diffusion.noise import NoiseSchedule
+    from suite.diffusion.rng import SampleRng
     from suite.run import Run
 
 HISTORY = 2

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from suite.diffusion.solver import Denoise, Solver, combine, of_times
 from suite.errors import ConfigError
 from suite.hookspecs import hookimpl
 from suite.plugin import Plugin
@@ -13,15 +14,14 @@ from suite.plugins.solvers._exponential import is_regular
 from suite.plugins.solvers._stochastic import forward_weights
 from suite.plugins.solvers.ddim import DDIMSolver
 from suite.plugins.solvers.heun import HeunSolver
-from suite.solver import Denoise, Solver, combine, of_times
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from suite.noise import NoiseSchedule
-    from suite.rng import SampleRng
+    from suite.diffusion.noise import NoiseSchedule
+    from suite.diffusion.rng import SampleRng
+    from suite.diffusion.solver import SolverFacts
     from suite.run import Run
-    from suite.solver import SolverFacts
 
 MOST = math.sqrt(2) - 1
 

@@ -13,10 +13,10 @@ from suite.plugins.solvers._tokens import By, Draw, check_block, require_masks, 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from suite.noise import NoiseSchedule
+    from suite.diffusion.noise import NoiseSchedule
+    from suite.diffusion.solver import Solver
     from suite.plugins.solvers._unmasking import Ranking
     from suite.run import Run
-    from suite.solver import Solver
 
 
 @dataclass(frozen=True)

@@ -5,19 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from suite.diffusion.solver import AdaptiveSolver, Denoise, SolverFacts
 from suite.errors import SuiteError
 from suite.hookspecs import hookimpl
 from suite.plugin import Plugin
 from suite.plugins.solvers._tokens import Draw, is_open, require_masks
-from suite.solver import AdaptiveSolver, Denoise, SolverFacts
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from suite.noise import NoiseSchedule
-    from suite.rng import SampleRng
+    from suite.diffusion.noise import NoiseSchedule
+    from suite.diffusion.rng import SampleRng
+    from suite.diffusion.solver import Solver
     from suite.run import Run
-    from suite.solver import Solver
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class FirstHittingSolver(AdaptiveSolver):
     def solve(self, denoise: Denoise, x: Tensor, t: Tensor, s: Tensor, budget: int, rng: SampleRng) -> Tensor:
         import torch
 
-        from suite.noise import bisect_time
+        from suite.diffusion.noise import bisect_time
 
         sigma, last = self.noise.sigma(t).expand(x.shape[0]), self.noise.sigma(s)
         masked, time, row = None, t, x.shape[1:]

@@ -5,18 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from suite.diffusion.solver import AdaptiveSolver, Denoise, Solver, SolverFacts, combine, expand
 from suite.errors import ConfigError
 from suite.hookspecs import hookimpl
 from suite.plugin import Plugin
 from suite.plugins.solvers._exponential import is_regular
 from suite.plugins.solvers._stochastic import posterior_weights
-from suite.solver import AdaptiveSolver, Denoise, Solver, SolverFacts, combine, expand
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from suite.noise import NoiseSchedule
-    from suite.rng import SampleRng
+    from suite.diffusion.noise import NoiseSchedule
+    from suite.diffusion.rng import SampleRng
     from suite.run import Run
 
 FIRST = 0.01
@@ -48,7 +48,7 @@ class GGFSolver(AdaptiveSolver):
     def solve(self, denoise: Denoise, x: Tensor, t: Tensor, s: Tensor, budget: int, rng: SampleRng) -> Tensor:
         import torch
 
-        from suite.noise import VPLinear
+        from suite.diffusion.noise import VPLinear
         from suite.plugins.solvers._brownian import paths
 
         if t.ndim:

@@ -11,9 +11,9 @@ from suite.plugin import Plugin
 from suite.plugins.solvers.deis import ORDERS, DEISSolver
 
 if TYPE_CHECKING:
-    from suite.noise import NoiseSchedule
+    from suite.diffusion.noise import NoiseSchedule
+    from suite.diffusion.solver import Solver
     from suite.run import Run
-    from suite.solver import Solver
 
 
 @dataclass(frozen=True)

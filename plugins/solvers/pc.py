@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from suite.diffusion.solver import Denoise, Solver, SolverFacts, combine, expand, of_times
 from suite.errors import ConfigError
 from suite.hookspecs import hookimpl
 from suite.plugin import Plugin
@@ -12,14 +13,13 @@ from suite.plugins.solvers._exponential import epsilon_weights, is_regular
 from suite.plugins.solvers._langevin import langevin
 from suite.plugins.solvers._stochastic import posterior_weights
 from suite.plugins.solvers.euler_maruyama import reverse_diffusion_weights
-from suite.solver import Denoise, Solver, SolverFacts, combine, expand, of_times
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from suite.coefficients import Coefficient
-    from suite.noise import NoiseSchedule
-    from suite.rng import SampleRng
+    from suite.diffusion.coefficients import Coefficient
+    from suite.diffusion.noise import NoiseSchedule
+    from suite.diffusion.rng import SampleRng
     from suite.run import Run
 
 Predictor = Literal["reverse-diffusion", "ancestral"]

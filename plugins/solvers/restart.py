@@ -7,21 +7,21 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from suite.diffusion.solver import Denoise, Solver
 from suite.errors import ConfigError
 from suite.hookspecs import hookimpl
 from suite.plugin import Plugin
 from suite.plugins.solvers._exponential import between
 from suite.plugins.solvers._stochastic import noised
 from suite.plugins.solvers.heun import HeunSolver
-from suite.solver import Denoise, Solver
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from suite.noise import NoiseSchedule
-    from suite.rng import SampleRng
+    from suite.diffusion.noise import NoiseSchedule
+    from suite.diffusion.rng import SampleRng
+    from suite.diffusion.solver import SolverFacts
     from suite.run import Run
-    from suite.solver import SolverFacts
 
 
 @dataclass(frozen=True)

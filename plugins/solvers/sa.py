@@ -5,21 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from suite.diffusion.solver import Denoise, Solver, SolverFacts, check_grid, combine, of_times, transfer_weights
 from suite.errors import ConfigError
 from suite.hookspecs import hookimpl
 from suite.plugin import Plugin
 from suite.plugins.solvers._exponential import interpolated, is_regular, moments
 from suite.plugins.solvers._final import limited, one_less, steps_left
 from suite.plugins.solvers._stochastic import posterior_weights
-from suite.solver import Denoise, Solver, SolverFacts, check_grid, combine, of_times, transfer_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from suite.models import ModelFolder
-    from suite.noise import NoiseSchedule
+    from suite.diffusion.noise import NoiseSchedule
+    from suite.diffusion.rng import SampleRng
+    from suite.host.models import ModelFolder
     from suite.recipe import Recipe
-    from suite.rng import SampleRng
     from suite.run import Run
 
 ORDERS = (1, 2, 3, 4)

@@ -5,18 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from suite.diffusion.solver import Denoise, Solver, SolverFacts, combine, of_times
 from suite.errors import ConfigError
 from suite.hookspecs import hookimpl
 from suite.plugin import Plugin
 from suite.plugins.solvers._exponential import is_regular
 from suite.plugins.solvers._stochastic import posterior_weights
-from suite.solver import Denoise, Solver, SolverFacts, combine, of_times
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from suite.noise import NoiseSchedule
-    from suite.rng import SampleRng
+    from suite.diffusion.noise import NoiseSchedule
+    from suite.diffusion.rng import SampleRng
     from suite.run import Run
 
 

@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from suite.output import write
+from suite.files.output import write
 
 COMPUTED = "#0072b2"
 #: Where a part did not run, by what happened instead.

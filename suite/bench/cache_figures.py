@@ -14,10 +14,10 @@ from typing import Any
 
 from suite.bench.blocks import draw
 from suite.cli import main as command
-from suite.cli_cache_show import chosen, instead, title
-from suite.engine import Engine
+from suite.cli.cache_show import chosen, instead, title
+from suite.engine.engine import Engine
 from suite.errors import ConfigError
-from suite.plan import make_plan
+from suite.host.plan import make_plan
 
 TEMPORARY = "{temporary}"
 PARTS, BLOCKS = "transformer_blocks.[035]*", "transformer_blocks.?"

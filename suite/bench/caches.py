@@ -13,10 +13,10 @@ from scipy.optimize import isotonic_regression
 from torch import Tensor
 
 from suite.bench.record import Record
-from suite.engine import Engine
+from suite.engine.engine import Engine
 from suite.errors import SuiteError
-from suite.grid_fit import relative_error
-from suite.plan import Plan
+from suite.fitting.grid_fit import relative_error
+from suite.host.plan import Plan
 
 CURVE = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 """Shares of the steps at which the solver alone is measured; every second one where no times are asked for."""

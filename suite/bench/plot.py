@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator
 
 from suite.bench.record import Record
-from suite.output import write
+from suite.files.output import write
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#444444", "#8c564b")  # Okabe and Ito
 DASHES = ("-", "--", ":", "-.")

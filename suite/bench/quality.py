@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from suite.bench.record import Record
-from suite.engine import Engine
+from suite.engine.engine import Engine
 
 
 def measure(

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from suite.errors import ConfigError
-from suite.input_file import read_json
-from suite.output import write, write_text
+from suite.files.inputs import read_json
+from suite.files.output import write, write_text
 
 FORMAT = 1
 

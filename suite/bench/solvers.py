@@ -12,17 +12,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from suite.attribution import attributed
 from suite.bench.record import Record
-from suite.engine import Engine
+from suite.diffusion.noise import NoiseSchedule
+from suite.diffusion.solver import Solver
+from suite.engine.engine import Engine
 from suite.errors import ConfigError, SuiteError
-from suite.grid_fit import ModelProblem, relative_error
-from suite.input_file import check
-from suite.noise import NoiseSchedule
-from suite.output import write
-from suite.plan import Plan
+from suite.files.inputs import check
+from suite.files.output import write
+from suite.fitting.grid_fit import ModelProblem, relative_error
+from suite.host.plan import Plan
+from suite.observe.attribution import attributed
 from suite.run import Run
-from suite.solver import Solver
 
 EDGE = 1e-6
 """How far outside of an edge of guidance the second stop lies."""

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from suite.cache_file import CacheFile
-from suite.cache_fit import CacheMethod, patched
-from suite.calibration import Record
 from suite.call import Call
-from suite.denoiser import Cond, Denoiser
-from suite.stamp import RunStamp, digest
+from suite.diffusion.denoiser import Cond, Denoiser
+from suite.fitting.cache_file import CacheFile
+from suite.fitting.cache_fit import CacheMethod, patched
+from suite.fitting.calibration import Record
+from suite.fitting.stamp import RunStamp, digest
 from suite.testing.tiny import Tiny
 from suite.wrap import Wrap, WrapReport
 
 if TYPE_CHECKING:
-    from suite.patch import Patches
+    from suite.network.patch import Patches
 
 
 @dataclass
@@ -40,13 +40,13 @@ class TinyProblem:
     def sample(
         self, title: str, install: Callable[[Patches], None] | None = None, held_out: bool = False
     ) -> list[Tensor]:
-        """See `suite.cache_fit.CacheProblem`."""
+        """See `suite.fitting.cache_fit.CacheProblem`."""
         del title
         with patched(install):
             return [self.tiny.generate(self._seeds(held_out)).x0]
 
     def records(self, title: str, held_out: bool = False) -> list[list[Record]]:
-        """See `suite.cache_fit.CacheProblem`."""
+        """See `suite.fitting.cache_fit.CacheProblem`."""
         del title
         records: list[Record] = []
 
@@ -64,7 +64,7 @@ class TinyProblem:
         return [records]
 
     def answer(self, record: Record) -> Tensor:
-        """See `suite.cache_fit.CacheProblem`."""
+        """See `suite.fitting.cache_fit.CacheProblem`."""
         return self.tiny.denoiser().denoise(record.x, record.t, record.cond, record.call)
 
 

@@ -10,16 +10,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from suite.denoiser import Cond
-from suite.discovery import Entry, installed
-from suite.engine import Engine
-from suite.manager import Manager, load
+from suite.diffusion.denoiser import Cond
+from suite.diffusion.rng import SampleRng
+from suite.engine.engine import Engine
+from suite.host.discovery import Entry, installed
+from suite.host.manager import Manager, load
+from suite.host.models import ModelFolder
+from suite.host.plan import Plan
 from suite.modality import Modality
-from suite.models import ModelFolder
-from suite.plan import Plan
 from suite.recipe import Recipe
 from suite.request import Request
-from suite.rng import SampleRng
 from suite.testing.tiny import MASK, Tiny, TinyTokens, forward, forward_tokens
 
 NETWORK = "transformer"

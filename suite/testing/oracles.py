@@ -16,11 +16,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from suite.noise import NoiseSchedule, as_time
-from suite.prediction import Prediction, from_x0
-from suite.rng import SampleRng
+from suite.diffusion.noise import NoiseSchedule, as_time
+from suite.diffusion.prediction import Prediction, from_x0
+from suite.diffusion.rng import SampleRng
+from suite.diffusion.solver import AdaptiveSolver, Denoise, Solver, SolverFacts, expand, transfer
 from suite.run import Run
-from suite.solver import AdaptiveSolver, Denoise, Solver, SolverFacts, expand, transfer
 
 Output = Callable[[Tensor, Tensor], Tensor]
 

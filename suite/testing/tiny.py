@@ -11,20 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from suite.calibration import Calibration, Record
 from suite.call import Call, activate
-from suite.denoiser import Cond, Counter, Denoiser, NetworkDenoiser
-from suite.experts import SAME, Companion, Companions, switched
-from suite.guidance import Guidance
-from suite.manager import Manager
+from suite.diffusion.denoiser import Cond, Counter, Denoiser, NetworkDenoiser
+from suite.diffusion.guidance import Guidance
+from suite.diffusion.noise import Flow, Masked, NoiseSchedule
+from suite.diffusion.prediction import Prediction
+from suite.diffusion.rng import SampleRng
+from suite.diffusion.sampler import Problem, Sampler, march
+from suite.diffusion.solver import Denoise, Solver, SolverFacts
+from suite.fitting.calibration import Calibration, Record
+from suite.host.manager import Manager
 from suite.mesh import Mesh
 from suite.network import Layout, Network
-from suite.noise import Flow, Masked, NoiseSchedule
-from suite.prediction import Prediction
-from suite.rng import SampleRng
+from suite.network.experts import SAME, Companion, Companions, switched
 from suite.run import Run
-from suite.sampler import Problem, Sampler, march
-from suite.solver import Denoise, Solver, SolverFacts
 from suite.testing.oracles import Euler, a_run
 from suite.wrap import Wrap, WrapReport
 

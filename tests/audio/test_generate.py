@@ -11,7 +11,7 @@ import suite
 from suite import Engine
 from suite.cli import main
 from suite.errors import ConfigError
-from suite.models import shipped
+from suite.host.models import shipped
 from suite.recipe import Recipe
 
 pytest.importorskip("soundfile", reason="the extra audio is not installed")

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from suite.discovery import MODALITIES, find, installed
+from suite.host.discovery import MODALITIES, find, installed
 
 REPEATING = ("nirvana", "redi")
 """They were timed on requests that repeat."""

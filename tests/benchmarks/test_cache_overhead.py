@@ -23,11 +23,12 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from suite import Engine, cache_file
+from suite import Engine
 from suite.call import Call
-from suite.denoiser import Cond, Counter, Denoiser, concatenate
-from suite.discovery import installed
-from suite.patch import Patches
+from suite.diffusion.denoiser import Cond, Counter, Denoiser, concatenate
+from suite.fitting import cache_file
+from suite.host.discovery import installed
+from suite.network.patch import Patches
 from suite.plugin import build
 from suite.recipe import Recipe
 from suite.run import Run

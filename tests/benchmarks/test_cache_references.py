@@ -22,12 +22,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from suite import Engine, cache_file
-from suite.activity import Activity
-from suite.cache_file import CacheFile
-from suite.denoiser import Counter
+from suite import Engine
+from suite.diffusion.denoiser import Counter
+from suite.diffusion.noise import Flow, NoiseSchedule
+from suite.diffusion.sampler import Problem, march
+from suite.fitting import cache_file
+from suite.fitting.cache_file import CacheFile
+from suite.fitting.stamp import RunStamp
 from suite.network import Network
-from suite.noise import Flow, NoiseSchedule
+from suite.observe.activity import Activity
 from suite.plugin import Plugin
 from suite.plugins.cache.cache_dit import CacheDiT
 from suite.plugins.cache.diffusers_cache import DiffusersCache
@@ -37,8 +40,6 @@ from suite.plugins.cache.pab import PAB
 from suite.plugins.cache.taylorseer import TaylorSeer
 from suite.recipe import Recipe
 from suite.run import Run
-from suite.sampler import Problem, march
-from suite.stamp import RunStamp
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "plugins"))
 from _tiny import Setup

@@ -131,7 +131,7 @@ def test_whole_network() -> None:
     """A PixArt transformer of 6 blocks, width 256, 64 tokens, batch 2: norms and attention are paid as before."""
     from diffusers.models.transformers.pixart_transformer_2d import PixArtTransformer2DModel
 
-    from suite.calibration import Calibration
+    from suite.fitting.calibration import Calibration
     from suite.network import Network
     from suite.plugins.compress.int8 import Int8
     from suite.testing.oracles import a_run

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from suite import Engine
+from suite.host.prompts import expand
 from suite.modalities.image import as_tensor
 from suite.modalities.image.metrics import evaluate
-from suite.prompts import expand
 from suite.recipe import Recipe
 
 pytestmark = pytest.mark.bench

@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from suite import Engine
-from suite.discovery import MODALITIES, find, installed
+from suite.host.discovery import MODALITIES, find, installed
 from suite.recipe import shipped
 
 pytestmark = pytest.mark.bench

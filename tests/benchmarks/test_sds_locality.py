@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from suite import Engine
-from suite.denoiser import NetworkDenoiser
+from suite.diffusion.denoiser import NetworkDenoiser
 
 PROMPT, EVALUATIONS = "a red apple", 24
 

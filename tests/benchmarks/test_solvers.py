@@ -14,7 +14,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from suite.noise import Flow, NoiseSchedule, VPTable
+from suite.diffusion.noise import Flow, NoiseSchedule, VPTable
+from suite.diffusion.prediction import Prediction, x0_weights
+from suite.diffusion.rng import SampleRng
+from suite.diffusion.solver import Solver, combine
 from suite.plugins.solvers.ancestral import AncestralSolver
 from suite.plugins.solvers.ddim import DDIMSolver
 from suite.plugins.solvers.deis import DEISSolver
@@ -24,9 +27,6 @@ from suite.plugins.solvers.lcm import LCMSolver
 from suite.plugins.solvers.sa import SASolver
 from suite.plugins.solvers.sde_dpmpp import SDEDPMppSolver
 from suite.plugins.solvers.unipc import UniPCSolver
-from suite.prediction import Prediction, x0_weights
-from suite.rng import SampleRng
-from suite.solver import Solver, combine
 from suite.testing.oracles import a_run
 
 pytestmark = [pytest.mark.bench, pytest.mark.filterwarnings("ignore:__array", "ignore:.*deprecated")]

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from suite import Engine
-from suite.denoiser import Counter
+from suite.diffusion.denoiser import Counter
+from suite.diffusion.sampler import march
 from suite.modalities.text.metrics.fluency import perplexity
 from suite.plugins.cache.dual_kv import DualKV
 from suite.plugins.cache.prefix_kv import PrefixKV
 from suite.recipe import Recipe
-from suite.sampler import march
 
 PROMPTS = [
     "dog (noun)", "run (verb)", "bright (adjective)", "slowly (adverb)", "sentence: water", "sentence: market",

@@ -232,7 +232,7 @@ def test_a_full_disk_leaves_what_is_finished_and_nothing_else(suite, here, model
 
 
 def test_an_unexpected_error_is_short_and_says_how_to_see_more(suite, here, model, monkeypatch):
-    from suite import cli_job
+    from suite.cli import job as cli_job
 
     def crash(*words):
         raise KeyError("something else\nand more")

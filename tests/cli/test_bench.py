@@ -86,7 +86,7 @@ def test_solvers_are_measured_and_written(suite, here, monkeypatch):
 
     # Going on measures only what is new, and a reference that is there is not made again.
     from suite.bench.solvers import SolverBench
-    from suite.grid_fit import ModelProblem
+    from suite.fitting.grid_fit import ModelProblem
 
     measured, sampled = [], []
     measure, sample = SolverBench._measure, ModelProblem.sample
@@ -193,7 +193,7 @@ def test_caches_by_quality_alone(suite, here):
 def test_the_error_and_its_spread():
     import torch
 
-    from suite.grid_fit import relative_error
+    from suite.fitting.grid_fit import relative_error
 
     exact = [torch.tensor([[3.0, 4.0], [0.0, 5.0]]), torch.tensor([[4.0, -3.0]])]
     equal = [x * 1.1 for x in exact]
@@ -212,7 +212,7 @@ def test_the_error_and_its_spread():
 
 def test_the_references_grid_stops_at_both_sides_of_an_edge():
     from suite.bench.solvers import EDGE, FLOOR, reference_grid
-    from suite.noise import VE, Cosine, Flow
+    from suite.diffusion.noise import VE, Cosine, Flow
 
     for noise in (Flow(), Cosine(), VE()):
         times = reference_grid(noise, 100, (0.3, 0.8)).tolist()
@@ -230,7 +230,7 @@ def test_a_finer_reference_is_nearer_to_the_truth():
     import torch
 
     from suite.bench.solvers import reference_grid
-    from suite.noise import Flow
+    from suite.diffusion.noise import Flow
     from suite.plugins.solvers.heun import Heun
     from suite.testing import Gaussian, drive
     from suite.testing.oracles import a_run
@@ -256,7 +256,7 @@ def test_steps_of_the_same_time():
 def test_a_loaded_model_goes_under_another_plan_only_if_it_fits(here: Path, model: Path):
     from suite import Engine
     from suite.errors import ConfigError
-    from suite.plan import make_plan
+    from suite.host.plan import make_plan
     from suite.recipe import from_options
 
     def plan(**options):

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from suite import cache_file
-from suite.models import open_folder
-from suite.stamp import RunStamp
+from suite.fitting import cache_file
+from suite.fitting.stamp import RunStamp
+from suite.host.models import open_folder
 
 QUICK = ("--modality", "image", "--steps", 3, "--samples", 1, "--check", 1, "--batch", 1, "--dtype", "fp32")
 RUN = ("image", "a red heart", "--steps", 3, "--dtype", "fp32")

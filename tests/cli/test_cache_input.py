@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from suite.discovery import installed
+from suite.host.discovery import installed
 from suite.plugin import options_of
 
 RUN = ("image", "a red heart", "--steps", 8, "--dtype", "fp32", "-o", "x.png")

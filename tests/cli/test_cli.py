@@ -125,7 +125,7 @@ def test_ctrl_c_keeps_what_is_finished(launch, here, model):
 
 
 def test_ctrl_c_in_json(suite, here, model, monkeypatch):
-    from suite.engine import Engine
+    from suite.engine.engine import Engine
 
     whole = Engine.generate_batch
 
@@ -208,7 +208,7 @@ def test_doctor(suite):
 
 
 def test_doctor_finds_damage(suite, monkeypatch):
-    from suite import doctor, models
+    from suite.host import doctor, models
 
     monkeypatch.setattr(models, "shipped", lambda: {"gone": {"modality": "fake", "path": "nowhere"}})
     monkeypatch.setattr(doctor.metadata, "requires", lambda name: ["nothing-like-it>=3; extra == 'image'"])

@@ -9,10 +9,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from suite import cli_bench, cli_cache, cli_job, cli_schedule
+from suite.cli import bench as cli_bench
+from suite.cli import cache as cli_cache
+from suite.cli import job as cli_job
 from suite.cli import main
+from suite.cli import schedule as cli_schedule
 from suite.errors import ConfigError
-from suite.printable import MESSAGE
+from suite.files.printable import MESSAGE
 
 NUMBERS = ["0", "-1", "1", "2", "8", "0.5", "1e999", "-inf", "nan", "9" * 19, "9" * 400, "9" * 5000, "1_0", "0x10", "٣"]
 TEXTS = ["", " ", "x", "none", "@", "@@x", "@.", "@absent", "/dev/zero", ".", "..", "n" * 300, "\udcff", "\x1b]0;t\x07"]

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from suite.discovery import MODALITIES, installed
+from suite.diffusion.start import Init
 from suite.errors import ConfigError
-from suite.start import Init
+from suite.host.discovery import MODALITIES, installed
 
 
 @pytest.fixture

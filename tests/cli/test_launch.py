@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from suite import launch
-from suite.launch import RankError
+from suite.cli import launch
+from suite.cli.launch import RankError
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from suite.output import another, free
+from suite.files.output import another, free
 
 STAYS = "not of this run"
 
@@ -43,7 +43,7 @@ def test_several_go_on_after_a_name_and_one_is_exact(draw, here: Path):
 
 
 def test_a_name_that_another_process_takes_meanwhile_is_left_to_it(draw, here: Path, monkeypatch):
-    from suite import cli_job
+    from suite.cli import job as cli_job
 
     opened = cli_job.open_engine
 

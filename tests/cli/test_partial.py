@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from suite import Engine
-from suite.discovery import MODALITIES, installed
 from suite.errors import ConfigError, EmptyError
-from suite.replay import read
+from suite.host.discovery import MODALITIES, installed
+from suite.host.replay import read
 
 ASKED = ("--steps", "2", "--batch", "2")
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from suite import grid as grids
 from suite.errors import ConfigError
+from suite.fitting import grid as grids
 from suite.recipe import CONFIGS, Named
 
 QUICK = ("--steps", 4, "--samples", 2, "--check", 2, "--reference", 8, "--solver", "ddim")
@@ -181,7 +181,7 @@ def test_a_solver_has_one_name(monkeypatch):
 
 
 def test_the_shipped_grid_is_the_optimum_of_its_gaussian():
-    from suite.noise import Flow
+    from suite.diffusion.noise import Flow
     from suite.plugins.schedules.optimize._curves import nodes, snr
     from suite.plugins.schedules.optimize._path import best_path
     from suite.plugins.schedules.optimize.dp import bound_costs
@@ -195,7 +195,7 @@ def test_the_shipped_grid_is_the_optimum_of_its_gaussian():
 
 
 def test_a_grid_is_for_sampling_and_for_its_noise():
-    from suite.noise import Flow, VPLinear
+    from suite.diffusion.noise import Flow, VPLinear
     from suite.plugins.schedules.grid import Grid
     from suite.testing.oracles import a_run
 
@@ -210,7 +210,7 @@ def test_a_grid_is_for_sampling_and_for_its_noise():
 
 
 def test_fitted_grids_warn_beside_caches_and_refuse_adaptive_solvers():
-    from suite.plan import make_plan
+    from suite.host.plan import make_plan
     from suite.recipe import from_options
     from suite.rules import BOOK, Member, check
 

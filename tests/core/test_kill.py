@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from suite.bench.record import Record
-from suite.modalities.shared.checkpoint import latest, restore, step_of
-from suite.modalities.shared.training import TrainOptions, begin, train
-from suite.output import write_text
+from suite.files.output import write_text
 from suite.plugins.cache._store import Store
+from suite.training.checkpoint import latest, restore, step_of
+from suite.training.loop import TrainOptions, begin, train
 
 pytestmark = pytest.mark.slow
 KILLS = 4
@@ -43,8 +43,8 @@ TRAIN = """
 from pathlib import Path
 sys.path.insert(0, "tests/core")
 from test_kill import OPTIONS, loss, network
-from suite.modalities.shared.checkpoint import latest
-from suite.modalities.shared.training import train
+from suite.training.checkpoint import latest
+from suite.training.loop import train
 out = Path(sys.argv[1])
 train(network(), lambda *given: (ready(), loss(*given))[1], OPTIONS, out, resume=latest(out) is not None, device="cpu")
 """

@@ -8,9 +8,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from suite.diffusion.noise import FAMILIES
 from suite.errors import ConfigError
-from suite.models import TOKEN_FAMILIES, ModelFolder
-from suite.noise import FAMILIES
+from suite.host.models import TOKEN_FAMILIES, ModelFolder
 from suite.recipe import Named, Recipe, from_options, read
 
 NAMES = st.text(string.ascii_lowercase + string.digits + "-", min_size=1, max_size=12).filter(str.strip)

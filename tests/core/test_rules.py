@@ -8,7 +8,7 @@ from suite.errors import RuleError
 from suite.plugin import EFFECT_WORDS
 from suite.rules import BOOK, Member, Rule, Verdict, check, enforce
 
-#: Words of the run itself; `suite.plan` and the distill driver make them.
+#: Words of the run itself; `suite.host.plan` and the distill driver make them.
 RUN_WORDS = {"guided", "unguided", "few-step", "guidance-distilled", "distill", "negative-prompt", "real-vectors"}
 
 #: Rules with a further condition cannot be generated: id -> (a chain that triggers, a chain that does not).

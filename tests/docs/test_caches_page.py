@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from suite.call import active_call
-from suite.discovery import installed
+from suite.host.discovery import installed
 from suite.plugin import Plugin
 from suite.plugins.cache.deepcache import DeepCache
 from suite.plugins.cache.delta_dit import DeltaDiT

@@ -16,10 +16,10 @@ FILES = {b["title"]: b["code"] for b in BLOCK.finditer(PAGE) if b["title"]}
 EVERY = """
 import json, sys
 from suite import Engine
-from suite.discovery import installed
+from suite.host.discovery import installed
 from suite.errors import SuiteError
-from suite.manager import implemented_hooks
-from suite.plan import make_plan
+from suite.host.manager import implemented_hooks
+from suite.host.plan import make_plan
 from suite.recipe import Named, Recipe
 
 out = {}
@@ -62,7 +62,7 @@ def test_the_page_has_a_whole_distribution() -> None:
 
 def test_it_is_found_without_importing_torch(target: Path, tmp_path: Path) -> None:
     code = (
-        "import sys, suite.discovery as d; e = d.installed(d.MODALITIES)['curves']; e.load(); "
+        "import sys, suite.host.discovery as d; e = d.installed(d.MODALITIES)['curves']; e.load(); "
         "print(e.origin, 'torch' in sys.modules)"
     )
     assert run([sys.executable, "-c", code], tmp_path, target).strip() == "curves (suite-curves 0.1.0) False"

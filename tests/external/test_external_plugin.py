@@ -57,7 +57,7 @@ def test_pip_installs_one_module(target: Path) -> None:
 
 def test_it_is_found_without_being_imported(project: Path, target: Path) -> None:
     code = (
-        "import sys, suite.discovery as d; e = d.installed()['every-nth']; "
+        "import sys, suite.host.discovery as d; e = d.installed()['every-nth']; "
         "print(e.origin, e.target, 'suite_every_nth' in sys.modules, 'torch' in sys.modules)"
     )
     out = run([sys.executable, "-c", code], project.parent, target)

@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from suite import Engine
-from suite.denoiser import Counter, NetworkDenoiser
-from suite.guidance import Guidance
-from suite.noise import Flow
+from suite.diffusion.denoiser import Counter, NetworkDenoiser
+from suite.diffusion.guidance import Guidance
+from suite.diffusion.noise import Flow
+from suite.diffusion.rng import SampleRng
+from suite.diffusion.sampler import Problem, march
 from suite.recipe import Recipe
-from suite.rng import SampleRng
-from suite.sampler import Problem, march
 
 STEPS, SCALE = 8, 3.0
 

@@ -11,7 +11,7 @@ from PIL import Image as Pictures
 import suite
 from suite import Engine
 from suite.errors import ConfigError, NoOpError, RuleError
-from suite.models import shipped
+from suite.host.models import shipped
 from suite.recipe import Recipe
 
 STEPS = 4

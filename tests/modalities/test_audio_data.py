@@ -16,7 +16,7 @@ import torch
 from suite.errors import ConfigError
 from suite.modalities.shared.caption_table import named_captions
 from suite.modalities.shared.text_encoder import TokenStates
-from suite.modalities.shared.training import TrainOptions
+from suite.training.loop import TrainOptions
 
 pytest.importorskip("soundfile", reason="the extra audio is not installed")
 pytest.importorskip("torchaudio", reason="the extra audio is not installed")

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from suite.discovery import MODALITIES, installed
-from suite.models import open_folder, shipped
-from suite.patches_as_products import PatchEmbedding, patch_product, patches_as_products
+from suite.diffusion.rng import SampleRng
+from suite.host.discovery import MODALITIES, installed
+from suite.host.models import open_folder, shipped
+from suite.network.patches_as_products import PatchEmbedding, patch_product, patches_as_products
 from suite.request import Request, resolve
-from suite.rng import SampleRng
 
 sys.path.insert(0, str(Path(__file__).parent))
 from _short import prompt

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from suite.diffusion.noise import VPLinear
 from suite.modalities.shared.learned_noise import LearnedSNR, bound
-from suite.noise import VPLinear
 
 FIRST, LAST, C = 6.0, -5.0, 0.25
 T = torch.linspace(0, 1, 4001, dtype=torch.float64)

@@ -17,11 +17,11 @@ from pathlib import Path
 import pytest
 
 from suite import Engine
-from suite.discovery import MODALITIES, installed
 from suite.errors import ConfigError, NoOpError, PluginError, RuleError
-from suite.manager import implemented_hooks
-from suite.models import shipped
-from suite.plan import Plan, make_plan
+from suite.host.discovery import MODALITIES, installed
+from suite.host.manager import implemented_hooks
+from suite.host.models import shipped
+from suite.host.plan import Plan, make_plan
 from suite.recipe import Named, Recipe
 from suite.testing.oracles import a_run
 

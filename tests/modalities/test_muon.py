@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from suite.modalities.shared import muon
-from suite.modalities.shared.muon import Muon, orthogonal
+from suite.training.muon import Muon, orthogonal
 
 SHAPES = [(16, 16), (16, 48), (48, 16), (16, 16), (8, 8)]
 

@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from suite.diffusion.noise import Flow, Sqrt, VPLinear
+from suite.diffusion.schedule import check_timesteps
 from suite.errors import ConfigError
 from suite.modalities.shared.prior_grad import Prior, class_prior, energy_prior
 from suite.modalities.shared.step_policy import (
@@ -29,9 +31,7 @@ from suite.modalities.text.position_times import (
     soft_mask_times,
     update_kept,
 )
-from suite.noise import Flow, Sqrt, VPLinear
 from suite.plugins.solvers.ddim import DDIMSolver
-from suite.schedule import check_timesteps
 from suite.testing.oracles import Gaussian, drive
 
 
@@ -213,8 +213,8 @@ def test_solvers_take_times_of_each_word() -> None:
     x = normal(2, 3, 4)
     stops = [(row.expand(2, -1)) for row in times]
     solver, got = DDIMSolver(noise, 0.0), x
-    from suite.rng import SampleRng
-    from suite.solver import expand
+    from suite.diffusion.rng import SampleRng
+    from suite.diffusion.solver import expand
 
     for t, s in itertools.pairwise(stops):
         moving = (s < t).to(x)[..., None]

@@ -12,8 +12,8 @@ from torch import equal, lerp
 
 from suite.errors import ConfigError
 from suite.modalities.image import training as image_training
-from suite.modalities.shared.checkpoint import latest
-from suite.modalities.shared.stages import in_stages, stages_of
+from suite.training.checkpoint import latest
+from suite.training.stages import in_stages, stages_of
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = ROOT / "tests" / "data" / "image" / "samples.safetensors"

@@ -20,11 +20,11 @@ from suite.modalities.image.config import ImageTraining, read
 from suite.modalities.image.data import load
 from suite.modalities.image.training import make_batches, resized
 from suite.modalities.shared import checkpoint
-from suite.modalities.shared.attention import attention, attention_for
 from suite.modalities.shared.caption_table import named_captions
-from suite.modalities.shared.checkpoint import latest
 from suite.modalities.shared.flow import assign
-from suite.modalities.shared.training import TrainOptions, averaged, begin, generator_for, learning_rate, train
+from suite.training.attention import attention, attention_for
+from suite.training.checkpoint import latest
+from suite.training.loop import TrainOptions, averaged, begin, generator_for, learning_rate, train
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = ROOT / "tests" / "data" / "image" / "samples.safetensors"

@@ -6,11 +6,11 @@ from dataclasses import fields
 import pytest
 
 from suite import Engine
-from suite.discovery import MODALITIES, installed
 from suite.errors import ConfigError
-from suite.plan import make_plan
+from suite.host.discovery import MODALITIES, installed
+from suite.host.plan import make_plan
+from suite.observe.report import RunReport
 from suite.recipe import Recipe
-from suite.report import RunReport
 
 DISTRIBUTION = "efficient-diffusion-suite"
 PROMPTS = {"text": "disaster (noun)", "audio": "a piano", "video": "a butterfly", "3d": "a red apple"}

@@ -17,8 +17,8 @@ from suite.modalities.video import training
 from suite.modalities.video.config import VideoTraining, read
 from suite.modalities.video.data import load
 from suite.modalities.video.network import begin_with_image, call
+from suite.network.weights import load_network
 from suite.recipe import Recipe
-from suite.weights import load_network
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = ROOT / "tests" / "data" / "video" / "samples.safetensors"

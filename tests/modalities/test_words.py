@@ -8,12 +8,12 @@ import time
 
 import pytest
 
-from suite.discovery import MODALITIES, installed
 from suite.errors import ConfigError
+from suite.host.discovery import MODALITIES, installed
+from suite.host.models import shipped
+from suite.host.plan import make_plan
 from suite.modalities.shared import word_list
 from suite.modalities.shared.words import check_words, cut, is_known, tokenizer, unknown
-from suite.models import shipped
-from suite.plan import make_plan
 from suite.request import Request
 
 OWN = [n for n, e in installed(MODALITIES).items() if e.distribution == "efficient-diffusion-suite"]
@@ -131,7 +131,8 @@ def test_the_command_refuses_without_torch(name: str) -> None:
 
 def test_warnings_need_no_torch() -> None:
     code = (
-        "import sys; from suite.plan import make_plan; from suite.request import Request; plan = make_plan('image'); "
+        "import sys; from suite.host.plan import make_plan; from suite.request import Request; "
+        "plan = make_plan('image'); "
         "cls = plan.modality.load(); request = Request(('a qzxv ' + 'dog ' * 30,)); "
         "print(len(cls.warnings(plan.folder, request)), 'torch' in sys.modules)"
     )

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from suite.noise import NoiseSchedule, VPTable
-from suite.prediction import Prediction
+from suite.diffusion.noise import NoiseSchedule, VPTable
+from suite.diffusion.prediction import Prediction
 
 START = torch.tensor([[-1.3], [0.4], [1.9]], dtype=torch.float64)
 

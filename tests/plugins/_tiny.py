@@ -12,17 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from suite.call import Call
-from suite.denoiser import Cond, Counter, Denoiser, NetworkDenoiser
-from suite.guidance import Guidance
+from suite.diffusion.denoiser import Cond, Counter, Denoiser, NetworkDenoiser
+from suite.diffusion.guidance import Guidance
+from suite.diffusion.noise import Flow
+from suite.diffusion.prediction import Prediction
+from suite.diffusion.rng import SampleRng
+from suite.diffusion.sampler import Problem, march
 from suite.network import Network
-from suite.noise import Flow
 from suite.plugin import Plugin
 from suite.plugins.solvers.ddim import DDIM
 from suite.plugins.solvers.heun import Heun
-from suite.prediction import Prediction
-from suite.rng import SampleRng
 from suite.run import Run
-from suite.sampler import Problem, march
 from suite.testing.tiny import diffusers_unet
 from suite.wrap import Wrap
 

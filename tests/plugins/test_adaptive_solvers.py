@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from suite.diffusion.noise import VE, Cosine, Flow, NoiseSchedule, TrigFlow, VPLinear
+from suite.diffusion.rng import SampleRng
+from suite.diffusion.solver import SolverFacts
 from suite.errors import ConfigError, RuleError
-from suite.noise import VE, Cosine, Flow, NoiseSchedule, TrigFlow, VPLinear
 from suite.plugins.solvers._brownian import BrownianPath
 from suite.plugins.solvers.dopri5 import Dopri5, Dopri5Solver
 from suite.plugins.solvers.genie import GENIESolver
 from suite.plugins.solvers.ggf import GGF, GGFSolver
-from suite.rng import SampleRng
 from suite.rules import Member, enforce
-from suite.solver import SolverFacts
 from suite.testing import Gaussian, Mixture, drive
 from suite.testing.oracles import log_snr_times, reference
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from suite.noise import NoiseSchedule, as_time
+from suite.diffusion.noise import NoiseSchedule, as_time
+from suite.diffusion.rng import SampleRng
+from suite.diffusion.solver import Solver
 from suite.plugins.solvers.ancestral import AncestralSolver
 from suite.plugins.solvers.dpmpp_2m import DPMpp2MSolver
 from suite.plugins.solvers.sde_dpmpp import SDEDPMppSolver
-from suite.rng import SampleRng
-from suite.solver import Solver
 from suite.testing import Gaussian, Mixture, observed_order
 
 SIGMA_1 = 0.02

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from suite.call import Call, activate
-from suite.discovery import Entry
 from suite.errors import ConfigError, RuleError
-from suite.manager import Active, Manager
+from suite.host.discovery import Entry
+from suite.host.manager import Active, Manager
 from suite.network import BlockRef, Network
+from suite.network.chain import take
 from suite.plugin import Plugin, build
-from suite.plugins.cache._chain import take
 from suite.plugins.cache.first_block import FirstBlock
 from suite.plugins.cache.fora import FORA
 from suite.plugins.solvers.ddim import DDIM

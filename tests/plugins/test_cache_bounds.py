@@ -15,16 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from suite.call import active_call
-from suite.denoiser import Cond, Counter, NetworkDenoiser
-from suite.guidance import Guidance
+from suite.diffusion.denoiser import Cond, Counter, NetworkDenoiser
+from suite.diffusion.guidance import Guidance
+from suite.diffusion.noise import Cosine, Flow, NoiseSchedule, VPLinear
+from suite.diffusion.prediction import Prediction, from_x0
+from suite.diffusion.rng import SampleRng
+from suite.diffusion.sampler import Problem, march
 from suite.network import Network
-from suite.noise import Cosine, Flow, NoiseSchedule, VPLinear
 from suite.plugins.cache.fora import FORA
 from suite.plugins.solvers.ddim import DDIM
-from suite.prediction import Prediction, from_x0
-from suite.rng import SampleRng
 from suite.run import Run
-from suite.sampler import Problem, march
 from suite.testing import Gaussian
 
 MEAN, VARIANCE = 0.7, 0.25

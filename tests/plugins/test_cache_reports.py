@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from suite.activity import Activity
-from suite.discovery import installed
+from suite.host.discovery import installed
+from suite.observe.activity import Activity
 from suite.plugin import build
 from suite.testing.checks import Subject
 from suite.testing.tiny import Tiny, TinyTokens

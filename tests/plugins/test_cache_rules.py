@@ -11,12 +11,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from suite.discovery import installed
+from suite.diffusion.guidance import Guidance
+from suite.diffusion.noise import Flow, VPLinear
+from suite.diffusion.rng import SampleRng
+from suite.diffusion.sampler import Problem, march
+from suite.diffusion.solver import AdaptiveSolver
+from suite.diffusion.start import Start, truncated
 from suite.errors import ConfigError, RuleError
-from suite.guidance import Guidance
-from suite.manager import implemented_hooks
-from suite.noise import Flow, VPLinear
-from suite.plan import make_plan
+from suite.host.discovery import installed
+from suite.host.manager import implemented_hooks
+from suite.host.plan import make_plan
 from suite.plugin import Plugin, build
 from suite.plugins.cache.first_block import FirstBlock
 from suite.plugins.cache.fora import FORA
@@ -25,11 +29,7 @@ from suite.plugins.solvers.ddim import DDIM
 from suite.plugins.solvers.edm import EDM
 from suite.plugins.solvers.heun import Heun
 from suite.plugins.solvers.restart import Restart
-from suite.rng import SampleRng
 from suite.rules import BOOK, Member, check
-from suite.sampler import Problem, march
-from suite.solver import AdaptiveSolver
-from suite.start import Start, truncated
 from suite.testing.oracles import Gaussian, a_run, drive
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from suite import cache_file
-from suite.cache_file import CacheFile
 from suite.call import Call
 from suite.errors import ConfigError
+from suite.fitting import cache_file
+from suite.fitting.cache_file import CacheFile
+from suite.fitting.stamp import RunStamp
 from suite.plugin import Plugin, build
 from suite.plugins.cache.calibrate.magcache import MagCache as MagCacheMethod
 from suite.plugins.cache.calibrate.teacache import TeaCache as TeaCacheMethod
@@ -22,7 +23,6 @@ from suite.plugins.cache.calibrate.teacache import determination
 from suite.plugins.cache.magcache import MagCache, skips
 from suite.plugins.cache.teacache import Rescaling, TeaCache
 from suite.rules import Member, check
-from suite.stamp import RunStamp
 from suite.testing import Tiny
 from suite.testing.calibrating import TinyProblem, calibrated
 from suite.testing.oracles import a_run

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from suite.call import Call
-from suite.denoiser import Cond, Denoiser
-from suite.discovery import installed
+from suite.diffusion.denoiser import Cond, Denoiser
 from suite.errors import ConfigError, RuleError
-from suite.manager import Manager, implemented_hooks, load
+from suite.host.discovery import installed
+from suite.host.manager import Manager, implemented_hooks, load
 from suite.mesh import Mesh
 from suite.plugin import Plugin, build
 from suite.plugins.parallelize.cfg import CFGParallel
@@ -47,8 +47,8 @@ def tiny_for(cls: type[Plugin]) -> Tiny:
 
 
 def cache_of(cls: type[Plugin], name: str, tiny: Tiny) -> Wrap:
-    from suite.discovery import Entry
-    from suite.manager import Active
+    from suite.host.discovery import Entry
+    from suite.host.manager import Active
 
     plugin = build(cls, cls.acting_options, name=name)
     active = Active(Entry(name, "", "", ""), plugin, "cache", name)

@@ -138,7 +138,7 @@ def test_gddim_is_exact_on_a_point_in_one_step() -> None:
 
 def test_gddim_is_ddim_where_noise_is_isotropic() -> None:
     # R = sigma: x_s = (a_s / a_t) x + (sigma_s - sigma_t a_s / a_t) eps.
-    from suite.noise import VPLinear
+    from suite.diffusion.noise import VPLinear
     from suite.plugins.solvers._exponential import noise_step_weights
 
     noise = VPLinear()

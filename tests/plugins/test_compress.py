@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from suite.discovery import Entry
 from suite.errors import ConfigError
+from suite.host.discovery import Entry
+from suite.host.manager import Active, Manager
 from suite.kernels.int8_linear import Int8Linear
-from suite.manager import Active, Manager
 from suite.network import Network
 from suite.plugins.compress.int8 import Int8
 from suite.testing import Check, Tiny, parametrize_with_checks

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from suite.discovery import Entry
+from suite.host.discovery import Entry
 from suite.testing import Check, parametrize_with_checks
 
 ROOT = Path(__file__).resolve().parents[2]

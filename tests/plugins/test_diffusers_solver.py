@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from suite.discovery import installed
+from suite.diffusion.noise import VE, Flow, Masked, NoiseSchedule, Sqrt, VPLinear, VPTable
+from suite.diffusion.prediction import Prediction
+from suite.diffusion.solver import Solver
 from suite.errors import ConfigError
-from suite.manager import Manager, load
-from suite.noise import VE, Flow, Masked, NoiseSchedule, Sqrt, VPLinear, VPTable
+from suite.host.discovery import installed
+from suite.host.manager import Manager, load
 from suite.plugins.solvers._diffusers import REFUSED, classes
 from suite.plugins.solvers.ancestral import AncestralSolver
 from suite.plugins.solvers.ddim import DDIMSolver
@@ -22,9 +24,7 @@ from suite.plugins.solvers.heun import HeunSolver
 from suite.plugins.solvers.sa import SASolver
 from suite.plugins.solvers.sde_dpmpp import SDEDPMppSolver
 from suite.plugins.solvers.unipc import UniPCSolver
-from suite.prediction import Prediction
 from suite.recipe import from_options
-from suite.solver import Solver
 from suite.testing import Mixture, drive
 from suite.testing.oracles import a_run
 

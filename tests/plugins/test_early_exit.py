@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from suite import cache_file
 from suite.call import Call, activate
 from suite.errors import ConfigError
+from suite.fitting import cache_file
 from suite.network import Network
 from suite.plugin import build
 from suite.plugins.cache.calibrate.early_exit import EarlyExit as EarlyExitMethod

@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from suite.discovery import Entry
+from suite.diffusion.noise import Flow, Masked, NoiseSchedule, VPLinear
+from suite.diffusion.rng import SampleRng
+from suite.diffusion.sampler import Problem, march
+from suite.diffusion.solver import AdaptiveSolver, Solver
 from suite.errors import ConfigError
 from suite.hookspecs import HOOKS
-from suite.manager import implemented_hooks
-from suite.noise import Flow, Masked, NoiseSchedule, VPLinear
+from suite.host.discovery import Entry
+from suite.host.manager import implemented_hooks
 from suite.plugin import Plugin, build
-from suite.rng import SampleRng
-from suite.sampler import Problem, march
-from suite.solver import AdaptiveSolver, Solver
 from suite.testing import Gaussian, Mixture, drive
 from suite.testing.checks import CONTINUOUS
 from suite.testing.oracles import a_run

@@ -142,7 +142,7 @@ def test_with_another_cache(other: Any) -> None:
 
 def test_with_int8_layers() -> None:
     """Layers that are no `nn.Linear` any more are asked once all the same."""
-    from suite.calibration import Calibration
+    from suite.fitting.calibration import Calibration
     from suite.plugins.compress.int8 import Int8
     from suite.testing.tiny import Tiny
 

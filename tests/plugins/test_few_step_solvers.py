@@ -9,8 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from suite.diffusion.noise import VE, Cosine, Flow, NoiseSchedule, TrigFlow, VPLinear
+from suite.diffusion.prediction import Prediction
+from suite.diffusion.rng import SampleRng
+from suite.diffusion.solver import Denoise
 from suite.errors import ConfigError
-from suite.noise import VE, Cosine, Flow, NoiseSchedule, TrigFlow, VPLinear
 from suite.plugins.solvers.consistency import Consistency, ConsistencySolver, renoise_weights
 from suite.plugins.solvers.ddim import DDIMSolver
 from suite.plugins.solvers.deis import DEISSolver
@@ -18,9 +21,6 @@ from suite.plugins.solvers.lcm import LCM, LCMSolver, boundary_weights
 from suite.plugins.solvers.lms import LMS
 from suite.plugins.solvers.perflow import PeRFlow, PeRFlowSolver
 from suite.plugins.solvers.tcd import TCD, TCDSolver, weights
-from suite.prediction import Prediction
-from suite.rng import SampleRng
-from suite.solver import Denoise
 from suite.testing import Gaussian, Mixture, drive
 from suite.testing.oracles import a_run, moments
 

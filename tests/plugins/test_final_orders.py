@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from suite.diffusion.noise import VE, Flow, NoiseSchedule, VPLinear, VPTable
 from suite.errors import ConfigError
-from suite.noise import VE, Flow, NoiseSchedule, VPLinear, VPTable
 from suite.plugins.schedules.karras import Karras
 from suite.plugins.schedules.uniform import Uniform
 from suite.plugins.solvers.deis import DEIS

@@ -14,10 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from suite.call import Call
-from suite.discovery import Entry
+from suite.diffusion.noise import Cosine, Flow, Masked, NoiseSchedule, VPLinear
+from suite.diffusion.rng import SampleRng
+from suite.diffusion.sampler import Problem, bind
+from suite.diffusion.solver import Denoise, Solver
 from suite.errors import ConfigError, RuleError
-from suite.manager import Active, Manager
-from suite.noise import Cosine, Flow, Masked, NoiseSchedule, VPLinear
+from suite.host.discovery import Entry
+from suite.host.manager import Active, Manager
 from suite.plugin import Plugin, build
 from suite.plugins.cache._forecast import blend, weights
 from suite.plugins.cache.fora import FORA
@@ -27,10 +30,7 @@ from suite.plugins.solvers.ddim import DDIM
 from suite.plugins.solvers.deis import DEIS
 from suite.plugins.solvers.dpmpp_2m import DPMpp2M
 from suite.plugins.solvers.heun import Heun
-from suite.rng import SampleRng
 from suite.rules import Member, Verdict, check
-from suite.sampler import Problem, bind
-from suite.solver import Denoise, Solver
 from suite.testing import Tiny
 from suite.testing.oracles import Gaussian, a_run, drive, log_snr_times, moments, slope
 

@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from suite.discovery import installed
+from suite.diffusion.noise import VE, Cosine, Flow, Laplace, NoiseSchedule, TrigFlow, VPLinear, VPTable
 from suite.errors import ConfigError
-from suite.manager import implemented_hooks
-from suite.noise import VE, Cosine, Flow, Laplace, NoiseSchedule, TrigFlow, VPLinear, VPTable
+from suite.fitting.stamp import RunStamp
+from suite.host.discovery import installed
+from suite.host.manager import implemented_hooks
 from suite.plugin import Plugin
 from suite.plugins.schedules.beta import Beta
 from suite.plugins.schedules.exponential import Exponential
@@ -18,7 +19,6 @@ from suite.plugins.schedules.quadratic import Quadratic
 from suite.plugins.schedules.uniform import Uniform
 from suite.plugins.solvers.dpmpp_3m import DPMpp3M
 from suite.plugins.solvers.heun import Heun
-from suite.stamp import RunStamp
 from suite.testing.oracles import Mixture, a_run, drive
 
 SIGMA_MIN = 0.002

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from suite.discovery import installed
+from suite.diffusion.noise import VE, Cosine, Flow, Masked, NoiseSchedule, Sqrt, TrigFlow, VPGamma, VPLinear, VPTable
+from suite.diffusion.schedule import Schedule, check_timesteps
 from suite.errors import ConfigError
-from suite.manager import Manager, load
-from suite.noise import VE, Cosine, Flow, Masked, NoiseSchedule, Sqrt, TrigFlow, VPGamma, VPLinear, VPTable
+from suite.host.discovery import installed
+from suite.host.manager import Manager, load
 from suite.plugins.schedules._levels import level
 from suite.plugins.schedules.beta import Beta, BetaTimes
 from suite.plugins.schedules.density import Density, DensityTimes
@@ -26,7 +27,6 @@ from suite.plugins.schedules.quadratic import PowerTimes, Quadratic
 from suite.plugins.schedules.uniform import UniformTimes
 from suite.plugins.solvers.ddim import DDIMSolver
 from suite.recipe import from_options
-from suite.schedule import Schedule, check_timesteps
 from suite.testing.oracles import Gaussian, a_run, moments
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -110,7 +110,7 @@ def test_flow_shift_takes_the_tokens_of_the_run() -> None:
 
 
 def test_the_engine_tells_the_tokens() -> None:
-    from suite.engine import Engine
+    from suite.engine.engine import Engine
 
     with Engine.from_recipe({"steps": 2}, modality="image", model="emoji-unet-32") as engine:
         run = engine._run(engine.request(("x",)), (0,))

@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from suite.noise import Cosine, Flow, NoiseSchedule, TrigFlow, VPLinear
+from suite.diffusion.noise import Cosine, Flow, NoiseSchedule, TrigFlow, VPLinear
+from suite.diffusion.prediction import Prediction
 from suite.plugins.solvers._stochastic import rates
-from suite.prediction import Prediction
 from suite.testing import Gaussian
 from suite.testing.oracles import slope
 

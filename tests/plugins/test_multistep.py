@@ -12,8 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from suite.diffusion.noise import Flow, NoiseSchedule, VPLinear
+from suite.diffusion.prediction import Prediction
+from suite.diffusion.rng import SampleRng
+from suite.diffusion.solver import Solver
 from suite.errors import ConfigError
-from suite.noise import Flow, NoiseSchedule, VPLinear
 from suite.plugins.solvers._exponential import between, interpolated, moments, phi
 from suite.plugins.solvers.ddim import DDIMSolver
 from suite.plugins.solvers.deis import DEIS, DEISSolver, RhoRKSolver
@@ -23,9 +26,6 @@ from suite.plugins.solvers.dpmpp_3m import DPMpp3MSolver
 from suite.plugins.solvers.heun import HeunSolver
 from suite.plugins.solvers.pndm import PNDMSolver
 from suite.plugins.solvers.unipc import UniPC, UniPCSolver
-from suite.prediction import Prediction
-from suite.rng import SampleRng
-from suite.solver import Solver
 from suite.testing import Mixture, PointMass, drive
 from suite.testing.oracles import a_run, log_snr_times, slope
 

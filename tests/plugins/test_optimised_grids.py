@@ -11,9 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from suite.diffusion.noise import VE, Flow, Masked, NoiseSchedule, VPLinear
+from suite.diffusion.schedule import check_timesteps
+from suite.diffusion.solver import Denoise, Solver
 from suite.errors import ConfigError
-from suite.grid_fit import GridProblem
-from suite.noise import VE, Flow, Masked, NoiseSchedule, VPLinear
+from suite.fitting.grid_fit import GridProblem
 from suite.plugins.schedules.ays import AYS as Tables
 from suite.plugins.schedules.ays import TABLES, TableTimes, position
 from suite.plugins.schedules.optimize._curves import differences, errors, forward_noise, nodes, snr
@@ -25,8 +27,6 @@ from suite.plugins.schedules.optimize.search import Search, evolve
 from suite.plugins.solvers.ddim import DDIMSolver
 from suite.plugins.solvers.dpmpp_2m import DPMpp2MSolver
 from suite.plugins.solvers.heun import HeunSolver
-from suite.schedule import check_timesteps
-from suite.solver import Denoise, Solver
 from suite.testing.oracles import Gaussian, Tokens, a_run, drive
 
 C, LOW, HIGH, STEPS = 0.5, 0.002, 80.0, 8

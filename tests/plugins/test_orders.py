@@ -16,15 +16,15 @@ from typing import Any
 import pytest
 import torch
 
-from suite.discovery import Entry
+from suite.diffusion.noise import VE, Flow, NoiseSchedule, VPLinear
+from suite.diffusion.rng import SampleRng
+from suite.diffusion.solver import Solver
 from suite.errors import ConfigError
-from suite.manager import implemented_hooks
-from suite.noise import VE, Flow, NoiseSchedule, VPLinear
+from suite.host.discovery import Entry
+from suite.host.manager import implemented_hooks
 from suite.plugin import build
 from suite.plugins.solvers.dopri5 import Dopri5Solver
 from suite.plugins.solvers.dpmpp_2m import DPMpp2MSolver
-from suite.rng import SampleRng
-from suite.solver import Solver
 from suite.testing import Gaussian, Mixture
 from suite.testing.oracles import Target, a_run, errors, log_snr_times, observed_order, reference, slope
 

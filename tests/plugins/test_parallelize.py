@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from suite.call import Call
-from suite.denoiser import Cond
+from suite.diffusion.denoiser import Cond
 from suite.errors import ConfigError
 from suite.mesh import Mesh
 from suite.plugins.parallelize.cfg import CFGParallel

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from suite import cache_file
-from suite.cache_file import CacheFile
-from suite.cache_fit import patched
 from suite.errors import ConfigError
+from suite.fitting import cache_file
+from suite.fitting.cache_file import CacheFile
+from suite.fitting.cache_fit import patched
+from suite.fitting.stamp import RunStamp
 from suite.plugin import Plugin, build
 from suite.plugins.cache.block_cache import BlockCache, decoded, encoded, reuse
 from suite.plugins.cache.calibrate.block_cache import BlockCache as BlockCacheMethod
@@ -23,7 +24,6 @@ from suite.plugins.cache.calibrate.learned import Mixing, mixed, pairs_of
 from suite.plugins.cache.fora import FORA
 from suite.plugins.cache.learned import Learned, routed
 from suite.rules import Member, check
-from suite.stamp import RunStamp
 from suite.testing import Tiny
 from suite.testing.calibrating import TinyProblem, calibrated
 from suite.testing.oracles import a_run

@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from suite.discovery import installed
+from suite.diffusion.noise import VE, Flow, Masked, NoiseSchedule, TrigFlow, VPLinear, VPTable
+from suite.diffusion.schedule import Schedule, check_timesteps
 from suite.errors import ConfigError
-from suite.manager import Manager, load
-from suite.noise import VE, Flow, Masked, NoiseSchedule, TrigFlow, VPLinear, VPTable
+from suite.host.discovery import installed
+from suite.host.manager import Manager, load
 from suite.plugins.schedules.karras import Karras, KarrasTimes
 from suite.plugins.schedules.log_snr import LogSNR, LogSNRTimes
 from suite.plugins.schedules.uniform import Uniform, UniformTimes
 from suite.recipe import from_options
-from suite.schedule import Schedule, check_timesteps
 from suite.testing.oracles import a_run
 
 NOISES = [VPLinear(), Flow(), VE(), TrigFlow(), VPTable.named("scaled_linear")]

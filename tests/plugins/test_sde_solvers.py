@@ -11,8 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from suite.diffusion.noise import VE, Flow, Laplace, NoiseSchedule, VPLinear, VPTable
+from suite.diffusion.prediction import Prediction
+from suite.diffusion.rng import SampleRng
 from suite.errors import ConfigError
-from suite.noise import VE, Flow, Laplace, NoiseSchedule, VPLinear, VPTable
 from suite.plugins.solvers._langevin import langevin
 from suite.plugins.solvers._stochastic import forward_weights, noised, posterior_weights, rates
 from suite.plugins.solvers.ancestral import Ancestral, AncestralSolver
@@ -26,8 +28,6 @@ from suite.plugins.solvers.pc import PC, PCSolver
 from suite.plugins.solvers.restart import Restart, RestartSolver
 from suite.plugins.solvers.sa import SA, SASolver
 from suite.plugins.solvers.sde_dpmpp import SDEDPMpp, SDEDPMppSolver
-from suite.prediction import Prediction
-from suite.rng import SampleRng
 from suite.rules import BOOK
 from suite.testing import Gaussian, Mixture, PointMass, drive
 from suite.testing.oracles import a_run, affine_run, affine_step, log_snr_times, moments

@@ -10,17 +10,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from suite.discovery import installed
+from suite.diffusion.noise import VE, Cosine, Flow, NoiseSchedule, Sqrt, TrigFlow, VPLinear, VPTable
+from suite.diffusion.prediction import Prediction
+from suite.diffusion.rng import SampleRng
+from suite.diffusion.solver import Solver
 from suite.errors import ConfigError
-from suite.manager import Manager, load
-from suite.noise import VE, Cosine, Flow, NoiseSchedule, Sqrt, TrigFlow, VPLinear, VPTable
+from suite.host.discovery import installed
+from suite.host.manager import Manager, load
 from suite.plugins.solvers.ddim import DDIM, DDIMSolver
 from suite.plugins.solvers.dpmpp_2m import DPMpp2MSolver
 from suite.plugins.solvers.heun import HeunSolver
-from suite.prediction import Prediction
 from suite.recipe import from_options
-from suite.rng import SampleRng
-from suite.solver import Solver
 from suite.testing import Gaussian, Mixture, PointMass, drive
 from suite.testing.oracles import a_run, affine_step, moments, slope
 

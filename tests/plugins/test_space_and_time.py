@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from suite.call import Call, activate, active_rows
+from suite.network.chain import by_sample, chain_of, closed, in_turns
 from suite.plugin import Plugin
-from suite.plugins.cache._chain import by_sample, chain_of, closed, in_turns
 from suite.plugins.cache.delta_dit import DeltaDiT
 from suite.plugins.cache.first_block import FirstBlock
 from suite.plugins.cache.taylorseer import TaylorSeer

@@ -7,22 +7,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from suite.denoiser import Cond, Counter, NetworkDenoiser
+from suite.diffusion.denoiser import Cond, Counter, NetworkDenoiser
+from suite.diffusion.guidance import Guidance
+from suite.diffusion.noise import VE, Cosine, Flow, NoiseSchedule, VPLinear
+from suite.diffusion.prediction import Prediction
+from suite.diffusion.rng import SampleRng
+from suite.diffusion.sampler import Problem, march
+from suite.diffusion.solver import Solver
 from suite.errors import ConfigError, RuleError
-from suite.experts import Companion, Companions, Expert, switched
-from suite.guidance import Guidance
 from suite.network import Network
-from suite.noise import VE, Cosine, Flow, NoiseSchedule, VPLinear
+from suite.network.experts import Companion, Companions, Expert, switched
 from suite.plugins.compress.experts import Experts
 from suite.plugins.compress.t_stitch import TStitch
 from suite.plugins.solvers.ddim import DDIM
 from suite.plugins.solvers.dpmpp_2m import DPMpp2M
 from suite.plugins.solvers.heun import Heun
-from suite.prediction import Prediction
-from suite.rng import SampleRng
 from suite.rules import Member, Verdict, check, enforce
-from suite.sampler import Problem, march
-from suite.solver import Solver
 from suite.testing.oracles import Gaussian, Mixture, Target, a_run
 from suite.wrap import Wrap
 

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from suite import Engine
 from suite.call import first_steps
-from suite.denoiser import Counter
-from suite.discovery import Entry
+from suite.diffusion.denoiser import Counter
 from suite.errors import RuleError
-from suite.manager import Active, Manager
-from suite.plan import Plan, make_plan
+from suite.host.discovery import Entry
+from suite.host.manager import Active, Manager
+from suite.host.plan import Plan, make_plan
 from suite.plugin import Plugin
 from suite.plugins.cache.deepcache import DeepCache
 from suite.plugins.cache.delta_dit import DeltaDiT

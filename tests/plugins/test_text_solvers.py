@@ -9,9 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from suite.call import Call
-from suite.denoiser import Counter, NetworkDenoiser
+from suite.diffusion.denoiser import Counter, NetworkDenoiser
+from suite.diffusion.noise import Flow, Masked, Uniform
+from suite.diffusion.prediction import Prediction
+from suite.diffusion.rng import SampleRng
+from suite.diffusion.solver import Denoise, Solver
 from suite.errors import ConfigError
-from suite.noise import Flow, Masked, Uniform
 from suite.plugins.solvers._tokens import Draw
 from suite.plugins.solvers._unmasking import Unmasking, entropy, rank
 from suite.plugins.solvers.block_refinement import BlockRefinement, BlockRefinementSolver
@@ -27,9 +30,6 @@ from suite.plugins.solvers.entropy_bound import Bounded, EntropyBound
 from suite.plugins.solvers.first_hitting import FirstHitting, FirstHittingSolver
 from suite.plugins.solvers.mdlm import MDLMSolver
 from suite.plugins.solvers.threshold import Above, Threshold
-from suite.prediction import Prediction
-from suite.rng import SampleRng
-from suite.solver import Denoise, Solver
 from suite.testing.oracles import Tokens, a_run, drive, law
 
 MASK = 2

@@ -14,11 +14,13 @@ from torch import Tensor
 
 from suite import Engine
 from suite.call import Call
-from suite.denoiser import Counter, Denoiser
+from suite.diffusion.denoiser import Counter, Denoiser
+from suite.diffusion.guidance import Guidance
+from suite.diffusion.rng import SampleRng
+from suite.diffusion.sampler import Problem, march
 from suite.errors import ConfigError, RuleError
-from suite.guidance import Guidance
+from suite.host.plan import make_plan
 from suite.network import Layout, Network
-from suite.plan import make_plan
 from suite.plugin import Plugin, build
 from suite.plugins.cache.dual_kv import DualKV
 from suite.plugins.cache.prefix_kv import PrefixKV
@@ -27,9 +29,7 @@ from suite.plugins.solvers.block_refinement import BlockRefinement
 from suite.plugins.solvers.mdlm import MDLM
 from suite.plugins.solvers.threshold import Threshold
 from suite.recipe import Recipe
-from suite.rng import SampleRng
 from suite.rules import Member, check
-from suite.sampler import Problem, march
 from suite.testing.tiny import LENGTH, MASK, PROMPT, Tiny, TinyTokens, modernbert
 
 BLOCK = 4

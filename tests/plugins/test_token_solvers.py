@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from suite.diffusion.noise import Flow, Masked, Uniform
+from suite.diffusion.rng import SampleRng
+from suite.diffusion.solver import Denoise, Solver
 from suite.errors import ConfigError
-from suite.noise import Flow, Masked, Uniform
 from suite.plugins.solvers._tokens import Draw
 from suite.plugins.solvers._unmasking import Unmasking
 from suite.plugins.solvers.confidence import Confidence
 from suite.plugins.solvers.mdlm import MDLM, MDLMSolver
-from suite.rng import SampleRng
-from suite.solver import Denoise, Solver
 from suite.testing.oracles import Tokens, a_run, drive
 
 SEEDS = tuple(range(4000))

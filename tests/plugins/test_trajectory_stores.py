@@ -16,19 +16,19 @@ import torch
 from torch import Tensor
 
 from suite import Engine
-from suite.denoiser import Counter
+from suite.diffusion.denoiser import Counter
+from suite.diffusion.guidance import Guidance
+from suite.diffusion.rng import SampleRng
+from suite.diffusion.sampler import Problem, march, some
 from suite.errors import ConfigError, RuleError
-from suite.guidance import Guidance
-from suite.plan import make_plan
+from suite.host.plan import make_plan
 from suite.plugin import Plugin, build
 from suite.plugins.cache._store import Store, evicted
 from suite.plugins.cache.nirvana import Nirvana, entry_name, named, prompt_vectors
 from suite.plugins.cache.redi import ReDi
 from suite.plugins.solvers.ancestral import Ancestral
 from suite.plugins.solvers.ddim import DDIM
-from suite.rng import SampleRng
 from suite.rules import Member, check
-from suite.sampler import Problem, march, some
 from suite.testing.tiny import Tiny
 from suite.wrap import Wrap, WrapReport
 

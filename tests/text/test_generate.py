@@ -12,14 +12,14 @@ import torch
 from suite import Engine
 from suite.call import Call
 from suite.cli import main
+from suite.diffusion.rng import SampleRng
 from suite.errors import ConfigError
+from suite.host.replay import read
 from suite.modalities.text import Text, vocabulary
 from suite.modalities.text.conditioning import SelfConditioned
 from suite.modalities.text.vocabulary import written
 from suite.recipe import Recipe
-from suite.replay import read
 from suite.request import Request
-from suite.rng import SampleRng
 
 FAMILIES = ["masked", "continuous", "encoder"]
 

@@ -9,8 +9,8 @@ import pytest
 import suite
 from suite import Engine
 from suite.cli import main
+from suite.host.models import open_folder, shipped
 from suite.modalities.text.vocabulary import PAD, words_of
-from suite.models import open_folder, shipped
 
 PACKAGE = Path(suite.__file__).parent
 MODELS = sorted(shipped("text"))

@@ -13,14 +13,14 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from suite import Engine
+from suite.diffusion.noise import Sqrt
 from suite.errors import ConfigError
-from suite.modalities.shared.training import generator_for
 from suite.modalities.text import embedding, training
 from suite.modalities.text.config import read
 from suite.modalities.text.data import load
 from suite.modalities.text.training import Writer, continuous_loss, make_batches, masked_loss, padded, silent, weights
 from suite.modalities.text.vocabulary import MASK, NONE, PAD
-from suite.noise import Sqrt
+from suite.training.loop import generator_for
 
 CPU = torch.device("cpu")
 

@@ -16,16 +16,16 @@ import torch
 from PIL import Image
 
 from suite.errors import ConfigError
+from suite.host.models import ModelFolder
 from suite.modalities.shared.fetch import Archive
 from suite.modalities.shared.text_encoder import TokenStates
-from suite.modalities.shared.training_file import read_training
 from suite.modalities.three_d import ThreeD
 from suite.modalities.three_d.camera import HIGH, LOW, Cameras, token
 from suite.modalities.three_d.data import VIEWS, cameras_for, colour_name, load, prepare
 from suite.modalities.three_d.metrics import of_views
 from suite.modalities.three_d.sources import read_furniture
 from suite.modalities.three_d.training import ViewTraining, make_batches, train
-from suite.models import ModelFolder
+from suite.training.config import read_training
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = ROOT / "tests" / "data" / "three_d" / "samples.safetensors"

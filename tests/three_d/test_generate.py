@@ -14,13 +14,13 @@ from PIL import Image
 
 from suite import Engine
 from suite.cli import main
-from suite.distill import Distilled
+from suite.engine.score_distillation import Distilled
 from suite.errors import ConfigError, EmptyError, RuleError
+from suite.host.plan import make_plan
 from suite.modalities.three_d import ThreeD
 from suite.modalities.three_d.colours import linear
 from suite.modalities.three_d.field import Field
 from suite.modalities.three_d.scene import FieldScene
-from suite.plan import make_plan
 from suite.recipe import shipped
 
 PRIOR = "emoji-unet-32"

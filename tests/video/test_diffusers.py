@@ -6,13 +6,13 @@ import torch
 pytest.importorskip("diffusers", reason="the extra `video` is not installed")
 
 from suite import Engine
-from suite.denoiser import Counter, NetworkDenoiser
-from suite.guidance import Guidance
+from suite.diffusion.denoiser import Counter, NetworkDenoiser
+from suite.diffusion.guidance import Guidance
+from suite.diffusion.noise import Flow
+from suite.diffusion.rng import SampleRng
+from suite.diffusion.sampler import Problem, march
 from suite.modalities.video.tubes import together
-from suite.noise import Flow
 from suite.recipe import Recipe
-from suite.rng import SampleRng
-from suite.sampler import Problem, march
 
 STEPS, SCALE = 4, 3.0
 

@@ -14,7 +14,7 @@ pytest.importorskip("diffusers", reason="the extra `video` is not installed")
 import suite
 from suite import Engine, cli
 from suite.errors import ConfigError
-from suite.models import shipped
+from suite.host.models import shipped
 from suite.recipe import Recipe
 from suite.request import Request
 

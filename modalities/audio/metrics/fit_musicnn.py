@@ -20,9 +20,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from suite.errors import ConfigError
+from suite.files.output import write
 from suite.modalities.audio.metrics.musicnn import WEIGHTS
 from suite.modalities.shared.fetch import Archive, cache_dir, fetch, members
-from suite.output import write
 
 PACKAGE = Archive("pip", "musicnn", "0.1.0", "ISC", "f38a4890c648c1ddbb141c5d96d2b0a8cfcd36746002d896989f7b88beb65cfa")
 _FOLDER = "musicnn/MTT_musicnn/"

@@ -14,8 +14,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from suite.errors import ConfigError
-from suite.finite import load_finite
 from suite.modalities.audio.mel import RATE
+from suite.observe.finite import load_finite
 
 WIDTH = 200
 """Channels of a feature: the layer before the tags."""

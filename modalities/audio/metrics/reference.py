@@ -15,10 +15,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from suite.errors import ConfigError
-from suite.finite import load_finite
+from suite.files.output import write
 from suite.modalities.audio.metrics import embedding, musicnn
 from suite.modalities.shared.distances import frechet_distance, moments
-from suite.output import write
+from suite.observe.finite import load_finite
 
 FILE = Path(__file__).parent / "weights" / "reference.safetensors"
 

@@ -19,10 +19,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from suite.errors import ConfigError
-from suite.finite import load_finite
+from suite.files.output import write
 from suite.modalities.image.metrics.features import WIDTH, features
 from suite.modalities.shared import text_encoder
-from suite.output import write
+from suite.observe.finite import load_finite
 
 HIDDEN = 512
 SHARED = 256

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from suite.errors import ConfigError
-from suite.precision import native_bf16
+from suite.network.precision import native_bf16
 
 WIDTH = 1280
 """Channels of a feature: the last convolution, averaged over the picture."""

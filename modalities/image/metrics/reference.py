@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from suite.errors import ConfigError
-from suite.finite import load_finite
+from suite.files.output import write
 from suite.modalities.image.metrics.features import WIDTH
 from suite.modalities.shared.distances import (
     Estimate,
@@ -26,7 +26,7 @@ from suite.modalities.shared.distances import (
     kernel_distance,
     moments,
 )
-from suite.output import write
+from suite.observe.finite import load_finite
 
 AXES = 256
 """Principal axes kept. With fewer pictures than the 1280 channels a full covariance has no full rank."""

@@ -19,9 +19,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from suite.errors import ConfigError
-from suite.finite import load_finite
+from suite.files.output import write, write_text
 from suite.modalities.text.metrics.features import features
-from suite.output import write, write_text
+from suite.observe.finite import load_finite
 
 FOLDER = Path(__file__).parent / "weights"
 SHARES = {"definition": 0.65, "sentence": 0.1, "novel": 0.07, "speech": 0.18}

@@ -18,11 +18,11 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from suite.errors import ConfigError
-from suite.finite import load_finite
+from suite.files.output import write
 from suite.modalities.image.metrics import reference as pictures
 from suite.modalities.shared.distances import Projection
 from suite.modalities.video.metrics.motion import features, motion
-from suite.output import write
+from suite.observe.finite import load_finite
 
 AXES = 128
 """Principal axes kept of each kind of feature."""

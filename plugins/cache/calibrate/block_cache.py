@@ -7,18 +7,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from suite.cache_fit import CacheMethod, CacheProblem, Measured
 from suite.call import active_call
 from suite.errors import ConfigError
+from suite.fitting.cache_fit import CacheMethod, CacheProblem, Measured
+from suite.network.facts import found
 from suite.plugins.cache._scheduled import KINDS, computed_before, leaves
-from suite.plugins.cache._shared import found
 from suite.plugins.cache.block_cache import Affine, encoded, reuse
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from suite.network import Network
-    from suite.patch import Patches
+    from suite.network.patch import Patches
 
 #: Steps apart, or of another branch: nothing to compare with.
 Key = tuple[str, int, int]

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from suite.cache_fit import CacheMethod, CacheProblem, Measured, patched
 from suite.errors import ConfigError
-from suite.plugins.cache._chain import chain_of
+from suite.fitting.cache_fit import CacheMethod, CacheProblem, Measured, patched
+from suite.network.chain import chain_of
 from suite.plugins.cache.early_exit import Exit
 
 if TYPE_CHECKING:
-    from suite.calibration import Record
-    from suite.patch import Patches
+    from suite.fitting.calibration import Record
+    from suite.network.patch import Patches
 
 
 def conformal(scores: Sequence[float], epsilon: float) -> float:

@@ -7,19 +7,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from suite.cache_fit import CacheMethod, CacheProblem, Measured, patched
 from suite.call import active_call
 from suite.errors import ConfigError
+from suite.fitting.cache_fit import CacheMethod, CacheProblem, Measured, patched
+from suite.network.facts import found
 from suite.plugins.cache._scheduled import KINDS
-from suite.plugins.cache._shared import found
 from suite.plugins.cache.learned import routed
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from suite.calibration import Record
+    from suite.fitting.calibration import Record
     from suite.network import Network
-    from suite.patch import Patches
+    from suite.network.patch import Patches
 
 
 def mixed(beta: Any, full: Any, cached: Any) -> Any:

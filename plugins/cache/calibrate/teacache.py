@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from suite.cache_fit import CacheMethod, CacheProblem, Measured
 from suite.errors import ConfigError
-from suite.plugins.cache._chain import row_means
+from suite.fitting.cache_fit import CacheMethod, CacheProblem, Measured
+from suite.network.chain import row_means
 from suite.plugins.cache._residual import Residual
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from suite.call import Call
-    from suite.plugins.cache._chain import States
+    from suite.network.chain import States
 
 
 @dataclass

@@ -1,1 +1,1 @@
-"""Methods that fit a grid to a model, for `suite schedule optimize`; see `suite.grid_fit`."""
+"""Methods that fit a grid to a model, for `suite schedule optimize`; see `suite.fitting.grid_fit`."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from suite.diffusion.solver import expand
 from suite.errors import ConfigError
-from suite.solver import expand
 
 #: Below this a chance counts as this: one sure error must not outweigh everything.
 TINY = 1e-6
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from suite.grid_fit import GridProblem
-    from suite.noise import NoiseSchedule
-    from suite.solver import Denoise
+    from suite.diffusion.noise import NoiseSchedule
+    from suite.diffusion.solver import Denoise
+    from suite.fitting.grid_fit import GridProblem
 
 
 def nodes(noise: NoiseSchedule, levels: int, high: float, low: float) -> Tensor:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from suite.errors import ConfigError
-from suite.grid_fit import Fitted, GridMethod, GridProblem
+from suite.fitting.grid_fit import Fitted, GridMethod, GridProblem
 from suite.plugins.schedules.optimize._curves import check_levels, differences, nodes, snr
 from suite.plugins.schedules.optimize._path import best_path
 

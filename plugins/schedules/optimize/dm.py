@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from suite.errors import ConfigError
-from suite.grid_fit import Fitted, GridMethod, GridProblem
+from suite.fitting.grid_fit import Fitted, GridMethod, GridProblem
 from suite.plugins.schedules.optimize._curves import check_range, ends
 
 if TYPE_CHECKING:
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from suite.noise import NoiseSchedule
-    from suite.solver import Solver
+    from suite.diffusion.noise import NoiseSchedule
+    from suite.diffusion.solver import Solver
 
 #: Neighbouring stops keep at least this part of an even step in half log-SNR between them. The bound takes an error
 #: to be the same wherever it enters, and so rewards multistep solvers for stops that nearly coincide, whose large

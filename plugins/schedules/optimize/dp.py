@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from suite.errors import ConfigError
-from suite.grid_fit import Fitted, GridMethod, GridProblem
+from suite.fitting.grid_fit import Fitted, GridMethod, GridProblem
 from suite.plugins.schedules.optimize._curves import check_levels, errors, nodes, snr
 from suite.plugins.schedules.optimize._path import best_path
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from suite.noise import NoiseSchedule
+    from suite.diffusion.noise import NoiseSchedule
 
 
 def bound_costs(noise: NoiseSchedule, times: Tensor, error: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from suite.errors import ConfigError
-from suite.grid_fit import Fitted, GridMethod, GridProblem
+from suite.fitting.grid_fit import Fitted, GridMethod, GridProblem
 from suite.plugins.schedules.optimize._curves import check_levels, nodes
 
 Genes = tuple[int, ...]

@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 from suite.errors import ConfigError
-from suite.manager import implemented_hooks
+from suite.host.manager import implemented_hooks
 from suite.plugin import Plugin, build
 from suite.testing.checks import cache, every, parallelize, schedule, solver, wrap  # they register
 from suite.testing.checks.subject import BY_HOOK, COMMON, CONTINUOUS, DISCRETE, ENDS, WRAP, Check, Subject

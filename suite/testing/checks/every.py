@@ -13,7 +13,7 @@ import yaml
 
 from suite.errors import ConfigError
 from suite.hookspecs import HOOKS, PROJECT, SINGLE
-from suite.manager import implemented_hooks
+from suite.host.manager import implemented_hooks
 from suite.plugin import EFFECT_WORDS, Plugin, build, options_of, path_options
 from suite.recipe import Named, Recipe
 from suite.testing.checks.subject import Subject, common

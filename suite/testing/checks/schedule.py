@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from suite.diffusion.noise import NoiseSchedule
+from suite.diffusion.schedule import Schedule, check_timesteps
 from suite.errors import ConfigError
-from suite.noise import NoiseSchedule
-from suite.schedule import Schedule, check_timesteps
 from suite.testing.checks.subject import CONTINUOUS, DISCRETE, Subject, of
 
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from suite.diffusion.noise import VE, Cosine, Flow, Masked, NoiseSchedule, VPLinear
+from suite.diffusion.noise import Uniform as UniformNoise
+from suite.diffusion.rng import SampleRng
+from suite.diffusion.solver import AdaptiveSolver, Denoise, Solver
 from suite.errors import ConfigError
-from suite.noise import VE, Cosine, Flow, Masked, NoiseSchedule, VPLinear
-from suite.noise import Uniform as UniformNoise
-from suite.rng import SampleRng
-from suite.solver import AdaptiveSolver, Denoise, Solver
 from suite.testing.checks.subject import DISCRETE, ENDS, Subject, of
 from suite.testing.oracles import Mixture, PointMass, Tokens, a_run, drive, moments, observed_order
 

@@ -6,9 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from suite.discovery import Entry
-from suite.manager import Active, Manager
-from suite.noise import (
+from suite.diffusion.noise import (
     VE,
     Cosine,
     Flow,
@@ -24,10 +22,12 @@ from suite.noise import (
     VPLinear,
     VPTable,
 )
-from suite.noise import Uniform as UniformNoise
+from suite.diffusion.noise import Uniform as UniformNoise
+from suite.diffusion.schedule import Schedule
+from suite.diffusion.solver import Solver
+from suite.host.discovery import Entry
+from suite.host.manager import Active, Manager
 from suite.plugin import Plugin
-from suite.schedule import Schedule
-from suite.solver import Solver
 from suite.testing.oracles import a_run
 
 #: Every family of real-valued noise, one member each.

@@ -1,0 +1,1 @@
+"""Noise, times, steps: the mathematics of sampling."""

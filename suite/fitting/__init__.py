@@ -1,0 +1,1 @@
+"""What is computed once, before runs: grids, calibrations, and their stamps."""
