@@ -467,8 +467,8 @@ class Engine:
         With `hold_seed` every prompt begins at `seed` again. The seed `random` chooses one; the report says which.
         A sample depends on its prompt, its options and its seed only. `options` are those that the modality
         declares. `init` is a file to begin with, from `Engine.init`. `on_step` is called after each solver step with
-        its number, and if it takes two arguments with copies of the state too, a `suite.diffusion.sampler.Progress`; what it
-        raises ends the run.
+        its number, and if it takes two arguments with copies of the state too, a
+        `suite.diffusion.sampler.Progress`; what it raises ends the run.
         `count_macs` fills the report's `macs`, at the cost of its `seconds`, which then measure the counting.
         `watch_blocks` fills its `blocks`.
 
