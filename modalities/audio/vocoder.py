@@ -91,7 +91,13 @@ def open_vocoder(folder: Path, device: str) -> Vocoder:
         raise ConfigError(f"{folder} is not a vocoder: it has no config.json")
     content = read_json(config, "vocoder description")
     check_kind(content, Section({}), str(config))
-    network = built(lambda: Vocoder.from_config(content), config, weights.stat().st_size if is_file(weights) else 0)
+
+    def make() -> nn.Module:
+        made = Vocoder.from_config(content)
+        assert isinstance(made, Vocoder)
+        return made
+
+    network = built(make, config, weights.stat().st_size if is_file(weights) else 0)
     assert isinstance(network, Vocoder)
     load_weights(network, weights, "the vocoder")
     # nn.Module's own `to`: diffusers' override logs advice that is meant for from_pretrained.

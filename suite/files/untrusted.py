@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 from suite.errors import ConfigError
 from suite.files.printable import printable
@@ -205,6 +205,11 @@ def check(content: Any, kind: Kind, where: str) -> Any:
     return content
 
 
+def _is_number(value: Any) -> TypeGuard[float]:
+    """A number, and no truth value, which Python takes for one."""
+    return type(value) in (int, float)
+
+
 def _fault(value: Any, kind: Kind, key: str) -> str:
     """What is wrong, as `: key is FOUND, expected KIND`; empty if nothing is."""
     match kind:
@@ -228,7 +233,7 @@ def _fault(value: Any, kind: Kind, key: str) -> str:
             return next((f for i, item in enumerate(value) if (f := _fault(item, inner, f"{key}[{i}]"))), "")
         case Whole(low, high) if type(value) is int and low <= value <= high:
             return ""
-        case Number(low, high) if type(value) in (int, float) and low <= value <= high and math.isfinite(value):
+        case Number(low, high) if _is_number(value) and low <= value <= high and math.isfinite(value):
             return ""
         case Text(most, pattern) if isinstance(value, str) and len(value) <= most:
             if not pattern or re.fullmatch(pattern, value):
