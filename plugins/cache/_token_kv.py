@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from suite.diffusion.denoiser import chosen
 from suite.errors import ConfigError
-from suite.network.facts import found
+from suite.network.described import found
 from suite.plugins.cache._shared import size
 from suite.wrap import WrapReport, reuse
 

@@ -10,7 +10,7 @@ from suite.call import active_call, first_steps
 from suite.errors import ConfigError
 from suite.hookspecs import hookimpl
 from suite.network.chain import OTHERWISE, argument, argument_names, as_output, chain_of, closed, states_of
-from suite.network.facts import found
+from suite.network.described import found
 from suite.plugin import Plugin
 from suite.plugins.cache._outputs import Outputs
 from suite.wrap import Wrap, WrapReport, reuse

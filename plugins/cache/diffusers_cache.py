@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from suite.call import active_call
 from suite.errors import ConfigError
 from suite.hookspecs import hookimpl
-from suite.network.facts import found
+from suite.network.described import found
 from suite.plugin import Plugin
 from suite.plugins.cache._shared import held_within
 from suite.wrap import Wrap, WrapReport, reuse

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from suite.errors import ConfigError
 from suite.hookspecs import hookimpl
-from suite.network.facts import found
+from suite.network.described import found
 from suite.plugin import Plugin
 from suite.plugins.cache._outputs import Outputs, every
 from suite.wrap import Wrap, WrapReport

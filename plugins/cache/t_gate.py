@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from suite.call import Call, active_call, first_steps
 from suite.errors import ConfigError
 from suite.hookspecs import hookimpl
-from suite.network.facts import found
+from suite.network.described import found
 from suite.plugin import Plugin
 from suite.plugins.cache._outputs import Anchor, Outputs
 from suite.plugins.cache._shared import size

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from suite.call import Call, active_call
 from suite.errors import ConfigError
 from suite.hookspecs import hookimpl
-from suite.network.facts import found
+from suite.network.described import found
 from suite.plugin import Plugin
 from suite.plugins.cache._forecast import Check, History, mean_error
 from suite.plugins.cache._residual import Residual

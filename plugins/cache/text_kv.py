@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from suite.call import active_call
 from suite.errors import ConfigError
 from suite.hookspecs import hookimpl
-from suite.network.facts import found
+from suite.network.described import found
 from suite.plugin import Plugin
 from suite.plugins.cache._shared import size
 from suite.wrap import Wrap, WrapReport, reuse

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from suite.errors import ConfigError
-from suite.network.facts import found
+from suite.network.described import found
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -217,10 +216,3 @@ def carried(cls: type[nn.Module]) -> tuple[str, ...]:
             if len(names) == len(values) and set(names) <= set(arguments) and len(names) >= len(found):
                 found = names
     return found
-
-
-def found(network: Network) -> str:
-    """Class of the network and how many parts of each kind it has, for error messages."""
-    counts = Counter(ref.kind for ref in network.blocks())
-    parts = ", ".join(f"{n} {kind}" for kind, n in counts.items()) or "no part of any known kind"
-    return f"{type(network.module).__name__} has {parts}"

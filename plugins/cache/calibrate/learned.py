@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from suite.call import active_call
 from suite.errors import ConfigError
 from suite.fitting.cache_fit import CacheMethod, CacheProblem, Measured, patched
-from suite.network.facts import found
+from suite.network.described import found
 from suite.plugins.cache._scheduled import KINDS
 from suite.plugins.cache.learned import routed
 
