@@ -31,7 +31,7 @@ from suite.errors import ConfigError
 from suite.files import temporary, untrusted
 from suite.files.inputs import read_json
 from suite.files.output import write, write_text
-from suite.files.untrusted import Section, Table, Whole, shown
+from suite.files.untrusted import Section, Table, Text, Whole, shown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -259,20 +259,23 @@ class Store:
         file, damage = self.folder / INDEX, ""
         if os.path.lexists(file):
             try:
-                content = untrusted.check(read_json(file, "index"), Section({"entries": ROWS}), str(file))
-                if all(map(_is_key, content["entries"])) and "format" in content:
-                    rows = content["entries"]
-                else:
-                    raise ConfigError("an entry names no file of the store, or it says no format")
+                content = read_json(file, "index")
             except ConfigError as error:
-                damage = f"{self.name}: {file} is damaged and was made anew; counts of uses are lost: {error}"
-            else:
-                if content["format"] != FORMAT:
-                    raise ConfigError(
-                        f"{self.name}: the store {self.folder} is of format {shown(content['format'])}, expected "
-                        f"{FORMAT!r}; name another folder, or delete it"
-                    )
-                return rows
+                content, damage = None, str(error)
+            said = content.get("format") if isinstance(content, Mapping) else None
+            if said not in (None, FORMAT):  # not damaged, but another version's or another program's
+                raise ConfigError(
+                    f"{self.name}: the store {self.folder} is of format {shown(said)}, expected {FORMAT!r}; name "
+                    "another folder, or delete it"
+                )
+            try:
+                whole = untrusted.check(content, Section({"format": Text(), "entries": ROWS}), str(file))
+                if all(map(_is_key, whole["entries"])):
+                    return whole["entries"]
+                damage = "an entry names no file of the store"
+            except ConfigError as error:
+                damage = damage or str(error)
+            damage = f"{self.name}: {file} is damaged and was made anew; counts of uses are lost: {damage}"
         files = entries(self.folder)
         if damage:
             warnings.warn(damage, stacklevel=2)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from suite.errors import ConfigError, EmptyError, SuiteError, out_of_memory
 from suite.files.output import write_text
+from suite.files.undivided import undivided
 from suite.files.untrusted import message
 from suite.host.plan import Plan
 from suite.request import Request, resolve
@@ -170,12 +171,12 @@ class Job:
             if start + index in self.done:
                 continue
             try:
-                written = result.save_one(index, file, file in self.saved or file in self.joined, self.fresh)
+                with undivided():  # what is there has been counted
+                    written = result.save_one(index, file, file in self.saved or file in self.joined, self.fresh)
+                    self.saved += [path for path in written if path not in self.saved]
+                    self.finished += 1
             except EmptyError as error:  # the others stay
                 self.empty.append(f"{file} (seed {self.seeds[rows][index]}): {error}")
-                continue
-            self.saved += [path for path in written if path not in self.saved]
-            self.finished += 1
         if not self.files:  # a printable modality without -o
             shown = [result.modality.show(artifact) for artifact in result.artifacts]
             empty = {row: why for row, a in enumerate(result.artifacts) if (why := result.modality.why_empty(a))}

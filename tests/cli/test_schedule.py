@@ -34,7 +34,7 @@ def test_a_grid_is_fitted_and_used(suite, model, here, method):
         "fake", "x", "--model", model, "--steps", 4, "--solver", "ddim", "--schedule", f"grid:file={file.name}"
     )
     assert made.code == 0, made.err
-    again = suite("replay", "x.png", "--model", model)
+    again = suite("replay", "x.png", "--model", model, "--trust")
     assert again.code == 0, again.err
 
 
@@ -157,7 +157,7 @@ def test_a_file_is_read_as_it_was_written(tmp_path):
         ({"times": [1.0, 0.0]}, "expected 2 \\+ 1 times that fall"),
         ({"times": [1.0, 1.0, 0.0]}, "expected 2 \\+ 1 times that fall"),
         ({"times": [0.9, 0.5, 0.0]}, "expected 2 \\+ 1 times that fall"),
-        ({"times": [1.0, float("nan"), 0.0]}, "expected 2 \\+ 1 times that fall"),
+        ({"times": [1.0, float("nan"), 0.0]}, "NaN is no number"),
         ({"noise": {"family": "flow"}}, "changed after it was stamped"),
     ],
 )

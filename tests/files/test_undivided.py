@@ -1,0 +1,40 @@
+"""Ctrl-C does not part what belongs together."""
+
+from __future__ import annotations
+
+import signal
+import threading
+
+import pytest
+
+from suite.files.undivided import undivided
+
+
+def test_ctrl_c_comes_after_the_block() -> None:
+    before, done = signal.getsignal(signal.SIGINT), []
+    with pytest.raises(KeyboardInterrupt), undivided():
+        signal.raise_signal(signal.SIGINT)
+        done.append("all of it")
+    assert done and signal.getsignal(signal.SIGINT) is before
+    with undivided():
+        done.append("nothing came")
+    assert len(done) == 2
+
+
+def test_an_error_inside_is_not_hidden_by_ctrl_c() -> None:
+    with pytest.raises(ValueError, match="first"), undivided():
+        signal.raise_signal(signal.SIGINT)
+        raise ValueError("first")
+
+
+def test_other_threads_are_let_through() -> None:
+    done = []
+
+    def work() -> None:
+        with undivided():
+            done.append(1)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert done == [1]
