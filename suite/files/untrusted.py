@@ -247,10 +247,6 @@ def _fault(value: Any, kind: Kind, key: str) -> str:
     return f": {key or 'it'} is {shown(value)}, expected {expected(kind)}"
 
 
-def _is_number(value: Any) -> TypeGuard[int | float]:
-    return type(value) in (int, float)
-
-
 def _join(key: str, name: str) -> str:
     return f"{key}.{name}" if key else name
 

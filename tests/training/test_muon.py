@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from suite.modalities.shared import muon
+from suite.training import muon
 from suite.training.muon import Muon, orthogonal
 
 SHAPES = [(16, 16), (16, 48), (48, 16), (16, 16), (8, 8)]

@@ -19,9 +19,9 @@ from suite.modalities.image import training as image_training
 from suite.modalities.image.config import ImageTraining, read
 from suite.modalities.image.data import load
 from suite.modalities.image.training import make_batches, resized
-from suite.modalities.shared import checkpoint
 from suite.modalities.shared.caption_table import named_captions
 from suite.modalities.shared.flow import assign
+from suite.training import checkpoint
 from suite.training.attention import attention, attention_for
 from suite.training.checkpoint import latest
 from suite.training.loop import TrainOptions, averaged, begin, generator_for, learning_rate, train
