@@ -510,7 +510,8 @@ def from_config(config: Mapping[str, Any]) -> NoiseSchedule:
     options = dict(config)
     name = options.pop("family", None)
     if not isinstance(name, str) or name not in FAMILIES:
-        raise ConfigError(f"unknown noise family {shown(name)}; expected one of {', '.join(sorted(FAMILIES))}")
+        said, known = "None" if name is None else shown(name), ", ".join(sorted(FAMILIES))
+        raise ConfigError(f"unknown noise family {said}; expected one of {known}")
     cls, where = FAMILIES[name], f"noise family {name}"
     for key, value in options.items():
         kind = Items(Number(-1e6, 1e6), 1) if isinstance(value, list) else Number(-1e6, 1e6)

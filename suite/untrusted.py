@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 from suite.errors import ConfigError
 from suite.printable import printable
@@ -228,7 +228,7 @@ def _fault(value: Any, kind: Kind, key: str) -> str:
             return next((f for i, item in enumerate(value) if (f := _fault(item, inner, f"{key}[{i}]"))), "")
         case Whole(low, high) if type(value) is int and low <= value <= high:
             return ""
-        case Number(low, high) if type(value) in (int, float) and low <= value <= high and math.isfinite(value):
+        case Number(low, high) if _is_number(value) and low <= value <= high and math.isfinite(value):
             return ""
         case Text(most, pattern) if isinstance(value, str) and len(value) <= most:
             if not pattern or re.fullmatch(pattern, value):
@@ -240,6 +240,10 @@ def _fault(value: Any, kind: Kind, key: str) -> str:
         case Anything():
             return ""
     return f": {key or 'it'} is {shown(value)}, expected {expected(kind)}"
+
+
+def _is_number(value: Any) -> TypeGuard[int | float]:
+    return type(value) in (int, float)
 
 
 def _join(key: str, name: str) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -91,12 +92,17 @@ def open_vocoder(folder: Path, device: str) -> Vocoder:
         raise ConfigError(f"{folder} is not a vocoder: it has no config.json")
     content = read_json(config, "vocoder description")
     check_kind(content, Section({}), str(config))
-    network = built(lambda: Vocoder.from_config(content), config, weights.stat().st_size if is_file(weights) else 0)
+    network = built(lambda: _made(content), config, weights.stat().st_size if is_file(weights) else 0)
     assert isinstance(network, Vocoder)
     load_weights(network, weights, "the vocoder")
     # nn.Module's own `to`: diffusers' override logs advice that is meant for from_pretrained.
     nn.Module.to(network, device=device, dtype=torch.float32)
     return network.eval().requires_grad_(False)
+
+
+def _made(content: Any) -> Vocoder:
+    made: Any = Vocoder.from_config(content)
+    return made
 
 
 def spread(pictures: Tensor) -> Tensor:
