@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from suite.diffusion.solver import Denoise, Solver, SolverFacts
 from suite.hookspecs import hookimpl
 from suite.plugin import Plugin
-from suite.plugins.solvers._tokens import Draw, by_row, require_masks
+from suite.plugins.solvers._tokens import Draw, by_row, is_open, require_masks
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,14 +30,13 @@ class MDLMSolver(Solver):
     facts = SolverFacts(order=1, stochastic=True, discrete=True)
 
     def step(self, denoise: Denoise, x: Tensor, t: Tensor, s: Tensor, state: Any, rng: SampleRng) -> tuple[Tensor, Any]:
-        import torch
-
         probabilities = denoise(x, t)
         alpha_t, alpha_s = (by_row(self.noise.alpha(time), x) for time in (t, s))
         chance = (alpha_s - alpha_t) / (1 - alpha_t)
-        uncover = rng.uniform(x.shape[1:]).to(x.device) < chance
-        drawn = self.draw(probabilities, lambda: rng.uniform(x.shape[1:]).to(x.device))
-        return torch.where(uncover, drawn, x), state
+        # A draw costs more than a small network does, so only the places that need one get it.
+        uncover = (rng.uniform(x.shape[1:]).to(x.device) < chance) & is_open(probabilities, x)
+        drawn = self.draw(probabilities[uncover], lambda: rng.uniform(x.shape[1:]).to(x.device)[uncover])
+        return x.masked_scatter(uncover, drawn), state
 
 
 @dataclass(frozen=True)

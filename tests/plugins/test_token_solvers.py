@@ -74,6 +74,40 @@ def test_mdlm_reaches_the_distribution_of_the_data(noise: Masked, steps: int) ->
             assert within(int((out[:, place] == token).sum()), len(SEEDS), chance)
 
 
+@pytest.mark.parametrize("draw", [Draw(), Draw(0.7, 0.8), Draw(0)], ids=str)
+def test_mdlm_draws_only_what_it_uncovers(draw: Draw) -> None:
+    """The same bits as drawing for every place and keeping what is uncovered, from the same stream."""
+
+    def step(denoise, x, t, s, state, rng):
+        probabilities = denoise(x, t)
+        uncover = rng.uniform(x.shape[1:]) < 1 - float(s / t)
+        drawn = draw(probabilities, lambda: rng.uniform(x.shape[1:]))
+        return torch.where(uncover, drawn, x), state
+
+    target, rows = Tokens.random(length=6), []
+    ours = MDLMSolver(Masked(), draw)
+    for take in (ours.step, step):
+        rng = SampleRng(SEEDS[:64])
+        x, state, denoise = target.prior(rng), None, target.denoiser(Masked())
+        for t, s in itertools.pairwise(times(5)):
+            x, state = take(denoise, x, t, s, state, rng)
+        rows.append(x)
+    assert torch.equal(*rows)
+    sizes = []
+
+    def counting(x, t):
+        out = target.denoiser(Masked())(x, t)
+        sizes.append(int((x == target.mask_token).sum()))
+        return out
+
+    seen = []
+    watched = MDLMSolver(Masked(), Draw())
+    object.__setattr__(watched, "draw", lambda p, uniform: (seen.append(len(p)), Draw()(p, uniform))[1])
+    rng = SampleRng(SEEDS[:64])
+    drive(watched, times(5), counting, target.prior(rng), rng=rng)
+    assert sum(seen) == sizes[0], "every place is drawn once, when it is uncovered"
+
+
 @pytest.mark.parametrize("noise", NOISES, ids=lambda n: n.shape)
 def test_mdlm_leaves_as_many_masks_as_the_schedule_says(noise: Masked) -> None:
     target = Tokens.random(length=6)
