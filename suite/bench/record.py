@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,8 +13,22 @@ from typing import Any
 from suite.errors import ConfigError
 from suite.files.inputs import read_json
 from suite.files.output import write, write_text
+from suite.files.untrusted import Items, Section, Text, Whole, check, shown
 
-FORMAT = 1
+FORMAT = 2
+_ROWS = Items(Section(), most=1_000_000)
+_CONTENT = Section(
+    {
+        "format": Whole(1, 10_000),
+        "bench": Text(100),
+        "request": Section(),
+        "reference": Section(),
+        "rows": _ROWS,
+        "left_out": _ROWS,
+        "made": Section(),
+        "checksum": Text(64, "[0-9a-f]{64}", "the SHA-256 of the rest, 64 hexadecimal digits"),
+    }
+)
 
 
 @dataclass
@@ -42,30 +57,22 @@ class Record:
         """A new record, or with `resume` the one that lies there.
 
         Raises:
-            ConfigError: there is one already, or the one that lies there is of another request.
+            ConfigError: there is one already, or the one that lies there is damaged or of another request.
         """
         record = Record(folder, kind, json.loads(json.dumps(request)))
         if not record.file.exists():
             return record
         if not resume:
             raise ConfigError(f"{record.file} exists; go on with it by --resume, or take another folder with -o")
-        try:
-            content = read_json(record.file, "record")
-            version, theirs = content["format"], content["request"]
-            rows, reference = list(content["rows"]), dict(content["reference"])
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            raise ConfigError(f"{record.file} cannot be gone on with: {type(error).__name__}: {error}") from error
-        if version != FORMAT:
-            raise ConfigError(
-                f"{record.file} has the format {version!r}, this version writes {FORMAT}; take another -o"
-            )
+        content = _read(record.file)
+        theirs = content["request"]
         for key, mine in record.request.items():
             if theirs.get(key) != mine:
                 raise ConfigError(
-                    f"{record.file} was measured with {key} = {theirs.get(key)!r}, not {mine!r}: ask for the same, or "
-                    "take another folder with -o"
+                    f"{record.file} was measured with {key} = {shown(theirs.get(key))}, not {shown(mine)}: ask for "
+                    "the same, or take another folder with -o"
                 )
-        record.rows, record.reference = rows, reference
+        record.rows, record.reference = content["rows"], content["reference"]
         return record
 
     @property
@@ -89,7 +96,7 @@ class Record:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
-        return {
+        content = {
             "format": FORMAT,
             "bench": self.kind,
             "request": dict(self.request),
@@ -98,6 +105,7 @@ class Record:
             "left_out": self.left_out,
             "made": dict(self.made),
         }
+        return content | {"checksum": _checksum(content)}
 
     def save(self) -> None:
         """Write both files, each at once."""
@@ -111,6 +119,25 @@ class Record:
             writer = csv.DictWriter(stream, columns)
             writer.writeheader()
             writer.writerows(flat)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """What lies in a record's file, as it was written."""
+    content = check(read_json(file, "record"), Section({"format": Whole(1, 10_000)}), f"record {file}")
+    if content["format"] != FORMAT:
+        raise ConfigError(f"{file} has the format {content['format']!r}, this version writes {FORMAT}; take another -o")
+    check(content, _CONTENT, f"record {file}")
+    if content["checksum"] != _checksum({key: value for key, value in content.items() if key != "checksum"}):
+        raise ConfigError(
+            f"record {file} is damaged or was edited: its checksum is of other content; take another folder with -o"
+        )
+    return content
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    """SHA-256 of the content as one line of JSON with sorted keys."""
+    plain = json.loads(json.dumps(content))  # all keys are texts, which can be sorted
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _flat(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def test_solvers_are_measured_and_written(suite, here, monkeypatch):
     assert done.code == 0 and (PLOTS or "matplotlib is missing" in done.err), done.err
     found = done.json
     assert found == json.loads((here / "solvers.json").read_text())
-    assert {"format", "bench", "request", "reference", "rows", "left_out", "made"} == set(found)
+    assert {"format", "bench", "request", "reference", "rows", "left_out", "made", "checksum"} == set(found)
     cells = [(r["solver"], r["schedule"], r["budget"]) for r in found["rows"]]
     assert cells == [(s, "log-snr", b) for s in ("ddim", "unipc") for b in (3, 6)]
     for row in found["rows"]:
