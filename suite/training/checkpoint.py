@@ -14,15 +14,23 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from suite.errors import ConfigError
-from suite.files.inputs import check, read_json
+from suite.errors import ConfigError, out_of_memory
+from suite.files import inputs
 from suite.files.output import atomically
-from suite.observe.finite import load_finite
+from suite.files.untrusted import Number, Section, Text, Whole, check, shown
+from suite.observe.finite import check_tensors, load_finite
 
 _PREFIX = "checkpoint-"
 CHECKPOINT = ("state.json", "network.safetensors", "ema.safetensors", "optimizers.pt")
 _FIXED = ("optimizer", "seed")
 """Options that a resumed run may not change: the saved optimizer state, or the random streams, would not fit."""
+_FACTS = Section(
+    {
+        "step": Whole(0, 10**12),
+        "seconds": Number(0, 1e12),
+        "options": Section({"optimizer": Text(100), "seed": Whole(-(2**63))}),
+    }
+)
 
 
 @dataclass
@@ -74,23 +82,64 @@ def restore(path: Path, state: TrainState, options: Mapping[str, Any]) -> None:
 
     Raises ConfigError when it is damaged, of another network, or of options that a resumed run may not change.
     """
-    try:
-        for part in CHECKPOINT:
-            check(path / part, "checkpoint")
-        facts = read_json(path / "state.json", "checkpoint")
-        for name in _FIXED:
-            if facts["options"][name] != options[name]:
-                raise ConfigError(
-                    f"{path} was trained with train.{name}={facts['options'][name]}, this run asks for "
-                    f"{options[name]}: set it back, or choose another folder"
-                )
-        state.network.load_state_dict(load_finite(path / "network.safetensors"))
-        ema = load_finite(path / "ema.safetensors")
-        for name, value in state.ema.items():
-            value.copy_(ema[name])
-        saved = torch.load(path / "optimizers.pt", weights_only=True, map_location="cpu")
-        for optimizer, values in zip(state.optimizers, saved, strict=True):
-            optimizer.load_state_dict(values)
-    except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ConfigError(f"{path} does not fit this run or is damaged: {error}") from error
+    for part in CHECKPOINT:
+        inputs.check(path / part, "checkpoint")
+    facts = check(inputs.read_json(path / "state.json", "checkpoint"), _FACTS, f"checkpoint {path / 'state.json'}")
+    for name in _FIXED:
+        if facts["options"][name] != options[name]:
+            raise ConfigError(
+                f"{path} was trained with train.{name}={shown(facts['options'][name])}, this run asks for "
+                f"{options[name]}: set it back, or choose another folder"
+            )
+    network = _tensors(path / "network.safetensors", state.network.state_dict())
+    ema = _tensors(path / "ema.safetensors", state.ema)
+    _restore_optimizers(path / "optimizers.pt", state.optimizers)
+    state.network.load_state_dict(network)
+    for name, value in state.ema.items():
+        value.copy_(ema[name])
     state.step, state.seconds = facts["step"], facts["seconds"]
+
+
+def _tensors(file: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a file, finite and of the names, shapes and dtypes of `expected`."""
+    try:
+        found = load_finite(file)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise _damaged(file, error) from error
+    if odd := sorted(found.keys() ^ expected.keys()):
+        side = "is missing" if odd[0] in expected else "is not of this network"
+        raise ConfigError(f"checkpoint {file} does not fit this run: tensor {shown(odd[0])} {side}")
+    for name, mine in expected.items():
+        theirs = found[name]
+        if (theirs.shape, theirs.dtype) != (mine.shape, mine.dtype):
+            raise ConfigError(
+                f"checkpoint {file} does not fit this run: tensor {name} is {theirs.dtype} {list(theirs.shape)}, "
+                f"expected {mine.dtype} {list(mine.shape)}"
+            )
+    return found
+
+
+def _restore_optimizers(file: Path, optimizers: list[torch.optim.Optimizer]) -> None:
+    """Load the optimizers' states, whose tensors have to be finite and of their parameters' shapes."""
+    try:
+        saved = torch.load(file, weights_only=True, map_location="cpu")
+        for optimizer, values in zip(optimizers, saved, strict=True):
+            order = [p for group in optimizer.param_groups for p in group["params"]]
+            for index, entries in values["state"].items():
+                check_tensors({f"{index}.{k}": v for k, v in entries.items() if isinstance(v, Tensor)}, file)
+                for name, value in entries.items():
+                    if isinstance(value, Tensor) and value.ndim and value.shape != order[index].shape:
+                        raise ValueError(f"{index}.{name} is {list(value.shape)}, not {list(order[index].shape)}")
+            optimizer.load_state_dict(values)
+    except ConfigError:
+        raise
+    except Exception as error:  # unpickling and torch raise whatever the bytes lead to
+        if out_of_memory(error):
+            raise
+        raise _damaged(file, error) from error
+
+
+def _damaged(file: Path, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"checkpoint {file} does not fit this run or is damaged: {shown(f'{type(error).__name__}: {error}')}"
+    )
