@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from suite.errors import ConfigError, EmptyError, SuiteError, out_of_memory
 from suite.files.output import write_text
-from suite.files.undivided import undivided
+from suite.files.undivided import remembered, undivided
 from suite.files.untrusted import message
 from suite.host.plan import Plan
 from suite.request import Request, resolve
@@ -139,9 +139,11 @@ class Job:
         from suite.mesh import Mesh
 
         try:
-            with open_engine(self.plan, self.device) as engine, self._progress() as on_step:
+            with remembered() as stopped, open_engine(self.plan, self.device) as engine, self._progress() as on_step:
                 for start in range(0, len(self.prompts), self.batch):
                     self._one_batch(engine, start, on_step)
+                    if stopped:
+                        raise KeyboardInterrupt
         except (MemoryError, RuntimeError) as error:
             if out_of_memory(error):
                 raise ConfigError(f"not enough memory for --batch {self.batch}: take a smaller one") from error

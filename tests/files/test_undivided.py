@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from suite.files.undivided import undivided
+from suite.files.undivided import remembered, undivided
 
 
 def test_ctrl_c_comes_after_the_block() -> None:
@@ -38,3 +38,14 @@ def test_other_threads_are_let_through() -> None:
     thread.start()
     thread.join()
     assert done == [1]
+
+
+def test_ctrl_c_that_was_swallowed_is_remembered() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with remembered() as came:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            pass  # as C code does that drops every error
+        assert came == [signal.SIGINT]
+    assert signal.getsignal(signal.SIGINT) is before
