@@ -33,6 +33,7 @@ def resolve_device(device: Any = None) -> str:
     if name != "cpu":
         try:
             torch.empty(1, device=name)
+        # Torch's three ways to say so: no driver, a build without the backend, a backend without the operator.
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ConfigError(f"--device {name} is not here: {reason}; try --device cpu") from error

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from suite.diffusion.denoiser import Cond
 from suite.diffusion.rng import SampleRng
 from suite.engine.engine import Engine
+from suite.errors import ConfigError
 from suite.host.discovery import Entry, installed
 from suite.host.manager import Manager, load
 from suite.host.models import ModelFolder
@@ -59,7 +60,7 @@ class TinyModality(Modality):
 
     @classmethod
     def read_metadata(cls, path: Path) -> Mapping[str, Any]:
-        raise NotImplementedError
+        raise ConfigError(f"{path} is a tensor that the kit wrote: it carries no metadata")
 
 
 def tiny_engine(network: str = NETWORK, *, extra: Mapping[str, Entry] | None = None, **recipe: Any) -> Engine:

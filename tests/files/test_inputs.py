@@ -52,7 +52,7 @@ def test_a_file_is_read_up_to_its_bound(read: Callable[[Path, str, int], object]
 
 def test_files_that_hide_their_size_are_bounded() -> None:
     if not os.path.exists("/proc/kallsyms"):
-        pytest.skip("there is no /proc")
+        pytest.skip("needs a file that says it is empty and is not; only Linux has one, /proc/kallsyms")
     assert os.stat("/proc/kallsyms").st_size == 0
     with pytest.raises(ConfigError, match="larger than"):
         input_file.read_bytes(Path("/proc/kallsyms"), "a text", 1000)
